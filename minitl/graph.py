@@ -1,0 +1,283 @@
+"""A network as a list of named nodes, the mask of what is frozen, and the two loops: forward and backward.
+
+In: nodes in topological order. A residual is an Add with two inputs, an Inception branch ends in a Concat. Out: values, gradients.
+The parameters live here (`params[node][name]`), and so does the freeze mask, and nowhere else. Left out: losses and updates
+(training.py), files (weights.py).
+
+The one rule of transfer learning: a node needs a gradient if it has unfrozen parameters, or if any of its inputs needs one.
+Backward is one reversed loop over exactly these nodes, so it visibly stops at the lowest trainable layer. The nodes below keep no
+cache, and the values that cross that border are the features worth computing once and keeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import kernels
+from .errors import MinitlError
+from .layers import Array, BatchNorm, Dropout, Layer, Params, Shape, Training
+
+INPUT = "input"
+"""The name of the image in `inputs` of a node."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer with a name and the names of the nodes that it reads."""
+
+    name: str
+    layer: Layer
+    inputs: tuple[str, ...]
+
+
+Tape = dict[str, Any]
+"""What a forward pass leaves for the backward pass: {node: cache} for the nodes that need a gradient."""
+
+
+class Graph:
+    """Nodes, their parameters, and the freeze mask.
+
+    nodes: in topological order; the last one is the output. input_shape: (H, W, C).
+    params: {node: {name: array}}, empty until initialise() or load(). shapes: {node: output shape without the batch}.
+    frozen: {node: True, or (C,) bool over output channels where True means frozen}; an absent node is trainable.
+    """
+
+    def __init__(self, nodes: Iterable[Node], input_shape: Shape) -> None:
+        self.nodes = list(nodes)
+        self.input_shape = tuple(input_shape)
+        self.params: dict[str, Params] = {}
+        self.frozen: dict[str, bool | Array] = {}
+        self.shapes: dict[str, Shape] = {INPUT: self.input_shape}
+        for node in self.nodes:
+            if node.name in self.shapes:
+                raise MinitlError(f"two nodes are called {node.name!r}: names must differ")
+            try:
+                self.shapes[node.name] = node.layer.output_shape(*self.input_shapes(node))
+            except KeyError as unknown:
+                raise MinitlError(f"node {node.name!r} reads {unknown}, which does not come before it") from None
+            except ValueError as problem:
+                raise MinitlError(f"node {node.name!r} ({type(node.layer).__name__}): {problem}") from None
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        close = [node.name for node in self.nodes if name.lower() in node.name.lower()][:5]
+        raise MinitlError(f"there is no layer {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "; see `minitl info`"))
+
+    @property
+    def output(self) -> str:
+        """Name of the last node."""
+        return self.nodes[-1].name
+
+    def input_shapes(self, node: Node) -> list[Shape]:
+        """Shapes of the inputs of a node, without the batch."""
+        return [self.shapes[name] for name in node.inputs]
+
+    # ---- parameters
+
+    def param_shapes(self) -> dict[str, dict[str, Shape]]:
+        """{node: {name: shape}} for the nodes that have parameters."""
+        shapes = {node.name: node.layer.param_shapes(*self.input_shapes(node)) for node in self.nodes}
+        return {name: of_node for name, of_node in shapes.items() if of_node}
+
+    def initialise(self, seed: int) -> Graph:
+        """Draw all parameters anew; the same seed gives the same numbers. Returns self."""
+        self.params = {name: {} for name in self.param_shapes()}
+        for node, generator in zip(self.nodes, np.random.default_rng(seed).spawn(len(self.nodes)), strict=True):
+            if node.name in self.params:
+                self.params[node.name] = node.layer.initialise(generator, *self.input_shapes(node))
+        return self
+
+    def load(self, arrays: Mapping[str, Array]) -> Graph:
+        """Take parameters from {'node/name': array}; all must be there, none may be left over, shapes must agree. Returns self."""
+        expected = {f"{node}/{name}": shape for node, of_node in self.param_shapes().items() for name, shape in of_node.items()}
+        if missing := sorted(expected.keys() - arrays.keys()):
+            raise MinitlError(f"{len(missing)} arrays are missing, the first is {missing[0]!r}: these weights are of another network")
+        if extra := sorted(arrays.keys() - expected.keys()):
+            raise MinitlError(f"{len(extra)} arrays have no layer, the first is {extra[0]!r}: these weights are of another network")
+        for key, shape in expected.items():
+            if arrays[key].shape != shape:
+                raise MinitlError(f"{key} has shape {arrays[key].shape}, the layer needs {shape}: wrong alpha or wrong number of classes?")
+        self.params = {
+            node: {name: np.ascontiguousarray(arrays[f"{node}/{name}"]) for name in s} for node, s in self.param_shapes().items()
+        }
+        return self
+
+    def arrays(self) -> dict[str, Array]:
+        """The inverse of load: {'node/name': array} in the order of the nodes."""
+        return {f"{node}/{name}": array for node, params in self.params.items() for name, array in params.items()}
+
+    def astype(self, dtype: type) -> Graph:
+        """A copy that computes in another float type; shares nothing with this one."""
+        copy = Graph(self.nodes, self.input_shape)
+        copy.params = {node: {name: array.astype(dtype) for name, array in params.items()} for node, params in self.params.items()}
+        copy.frozen = {name: np.copy(mask) if isinstance(mask, np.ndarray) else mask for name, mask in self.frozen.items()}
+        return copy
+
+    # ---- the freeze mask
+
+    def match(self, pattern: str) -> list[str]:
+        """Names of the nodes that a pattern means, in order.
+
+        'conv_pw_13'    that node and all whose name goes on with '_': conv_pw_13_bn, conv_pw_13_relu (not conv_pw_130)
+        'conv_dw_*'     a glob (*, ?, [abc])
+        '..conv_pw_11'  everything up to there: that node, those that share its prefix (conv_pw_11_bn, ...) and all before them
+        '=conv_pw_13'   that node only
+        Raises MinitlError where nothing matches.
+        """
+        names = [node.name for node in self.nodes]
+        if pattern.startswith(".."):
+            last = names.index(self.match(pattern[2:])[-1])
+            return names[: last + 1]
+        if pattern.startswith("="):
+            return [self[pattern[1:]].name]
+        if any(c in pattern for c in "*?["):
+            found = [str(name) for name in names if fnmatchcase(name, pattern)]
+        else:
+            found = [name for name in names if name == pattern or name.startswith(pattern + "_")]
+        if not found:
+            self[pattern]  # raises, with suggestions
+        return found
+
+    def freeze(self, pattern: str = "*", channels: Array | None = None) -> Graph:
+        """Freeze what the pattern matches; channels (C,) bool freezes only the output channels that are True. Returns self."""
+        for name in self.match(pattern):
+            size = self.shapes[name][-1]
+            if channels is not None and (channels.dtype != bool or channels.shape != (size,)):
+                raise MinitlError(
+                    f"the mask for {name!r} must be {size} booleans, one per output channel, not {channels.dtype} {channels.shape}"
+                )
+            self.frozen[name] = True if channels is None or channels.all() else channels.copy()
+        return self
+
+    def unfreeze(self, pattern: str = "*") -> Graph:
+        """Make what the pattern matches trainable. Returns self."""
+        for name in self.match(pattern):
+            self.frozen.pop(name, None)
+        return self
+
+    def in_training(self, name: str) -> Training:
+        """True, False, or (C,) bool: which output channels of a node train."""
+        mask = self.frozen.get(name, False)
+        return ~mask if isinstance(mask, np.ndarray) else not mask
+
+    def trainable(self) -> list[tuple[str, str, Training]]:
+        """(node, parameter, in_training) for everything that an optimiser may touch."""
+        masks = [(node, self.in_training(node.name)) for node in self.nodes]
+        return [
+            (node.name, name, mask)
+            for node, mask in masks
+            if np.any(mask)
+            for name in node.layer.trainable
+            if name in self.params[node.name]
+        ]
+
+    def needs_gradient(self) -> set[str]:
+        """The one rule, see the head of this file."""
+        needing = {node for node, _, _ in self.trainable()}
+        for node in self.nodes:
+            if any(name in needing for name in node.inputs):
+                needing.add(node.name)
+        return needing
+
+    def frozen_prefix(self) -> list[str]:
+        """Nodes whose value for a photo never changes while training: nothing to train at or below them, and no unfrozen Dropout."""
+        prefix: list[str] = []
+        changing = self.needs_gradient()
+        for node in self.nodes:
+            random = isinstance(node.layer, Dropout) and node.layer.rate > 0 and np.any(self.in_training(node.name))
+            if random or any(name in changing for name in node.inputs):
+                changing.add(node.name)
+            if node.name not in changing:
+                prefix.append(node.name)
+        return prefix
+
+    def border(self) -> list[str]:
+        """The values of the frozen prefix (or the input) that the rest of the network reads: the features worth caching."""
+        prefix = {INPUT, *self.frozen_prefix()}
+        read = {name for node in self.nodes if node.name not in prefix for name in node.inputs}
+        return [name for name in self.shapes if name in prefix and name in read]
+
+    # ---- the two loops
+
+    def evaluate(self, feeds: Array | Mapping[str, Array], wanted: Iterable[str] = (), ops: ModuleType = kernels) -> dict[str, Array]:
+        """Values of the wanted nodes (default: the output) as a trained network gives them, {name: (N, ...)}.
+
+        feeds: images (N, H, W, C), or {node: value} to start in the middle. Every value is dropped after its last reader.
+        """
+        values = dict(feeds) if isinstance(feeds, Mapping) else {INPUT: feeds}
+        targets = set(wanted) or {self.output}
+        needed = self._ancestors(targets, set(values))
+        last_reader = {name: node.name for node in needed for name in node.inputs}
+        for node in needed:
+            xs = [values[name] for name in node.inputs]
+            values[node.name], _ = node.layer.forward(ops, self.params.get(node.name, {}), xs, False, None)
+            for name in node.inputs:
+                if last_reader[name] == node.name and name not in targets:
+                    values.pop(name, None)
+        return {name: values[name] for name in targets}
+
+    def _ancestors(self, targets: set[str], given: set[str]) -> list[Node]:
+        """The nodes to compute for the targets, in order, when the values of `given` are known."""
+        wanted = targets - given
+        for node in reversed(self.nodes):
+            if node.name in wanted:
+                wanted |= set(node.inputs) - given
+        missing = wanted & {INPUT}
+        assert not missing, "the image is needed and was not given"
+        return [node for node in self.nodes if node.name in wanted]
+
+    def forward(self, feeds: Array | Mapping[str, Array], rng: Any = None, ops: ModuleType = kernels) -> tuple[Array, Tape]:
+        """One forward pass in training: the output (N, ...) and the tape for backward.
+
+        feeds as in evaluate. rng: numpy Generator for Dropout. Frozen layers behave as in a trained network.
+        """
+        values = dict(feeds) if isinstance(feeds, Mapping) else {INPUT: feeds}
+        needing = self.needs_gradient()
+        tape: Tape = {}
+        steps = self._ancestors({self.output}, set(values))
+        last_reader = {name: node.name for node in steps for name in node.inputs}
+        for node in steps:
+            xs = [values[name] for name in node.inputs]
+            training = self.in_training(node.name)
+            values[node.name], cache = node.layer.forward(ops, self.params.get(node.name, {}), xs, training, rng)
+            if node.name in needing:
+                tape[node.name] = cache
+            for name in node.inputs:
+                if last_reader[name] == node.name:
+                    values.pop(name, None)
+        return values[self.output], tape
+
+    def backward(self, dy: Array, tape: Tape, ops: ModuleType = kernels) -> dict[str, Params]:
+        """Gradients {node: {parameter: array}} of a loss whose gradient with respect to the output is dy.
+
+        Visits the nodes that need a gradient, in reverse, each once; where a value has several readers, their gradients are summed.
+        """
+        needing = self.needs_gradient()
+        gradients: dict[str, Array] = {self.output: dy} if self.output in needing else {}
+        grads: dict[str, Params] = {}
+        for node in reversed(self.nodes):
+            if node.name not in gradients:  # frozen below here, or nothing reads it
+                continue
+            need_dx = any(name in needing for name in node.inputs)
+            params, cache = self.params.get(node.name, {}), tape.pop(node.name)
+            dxs, grads_of_node = node.layer.backward(ops, params, gradients.pop(node.name), cache, need_dx)
+            if grads_of_node:
+                grads[node.name] = grads_of_node
+            for name, dx in zip(node.inputs, dxs, strict=False):
+                if name in needing:
+                    gradients[name] = gradients[name] + dx if name in gradients else dx
+        return grads
+
+    def update_statistics(self, tape: Tape) -> None:
+        """After forward, before backward (which empties the tape): move the statistics of the BatchNorms in training."""
+        for node in self.nodes:
+            if isinstance(node.layer, BatchNorm) and node.name in tape and np.any(self.in_training(node.name)):
+                self.params[node.name].update(node.layer.updated_statistics(self.params[node.name], tape[node.name]))
