@@ -14,6 +14,12 @@ from pathlib import Path
 from minitl.errors import MinitlError
 
 
+def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """A path as one line that any output can hold: bytes that are no text, line breaks and the like become question marks."""
+    text = os.fsdecode(path).encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` into a hidden temporary file beside `path`, force it to the disk, and rename it over `path`.
 

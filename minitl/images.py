@@ -7,14 +7,21 @@ sRGB) and augmentation. Nothing here ever writes: the user's files are opened fo
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from minitl.errors import MinitlError
+from minitl.files import printable
 
 RESIZES = ("crop", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
@@ -132,3 +139,204 @@ class Recipe:
         """
         multiplied = pixels.astype(np.int32) * np.array(self.pixel_multipliers, np.int32)
         return np.clip((multiplied + np.array(self.pixel_offsets, np.int32)) >> 16, -128, 127).astype(np.int8)
+
+
+# ---- one photo -----------------------------------------------------------------------------------------------------------------
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000", "HEIF")
+"""Pillow's names of the formats that are tried, by content. Others stay shut: Pillow's EPS reader, say, starts Ghostscript."""
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .heic .heif".split()
+)
+"""Files of a folder that count as photos, in any case."""
+
+MAX_BYTES = 512 * 2**20
+MAX_PIXELS = 89_478_485
+"""Most pixels that are really decoded (a large JPEG is decoded reduced, see _draft): Pillow's own threshold, 256 MiB of RGB."""
+MAX_SIDE = 65_535
+"""Longest side: that of JPEG. It bounds the memory of resizing a picture of 1 x 80,000,000 pixels."""
+MIN_SIDE = 8
+"""Shortest side: less is a tracking pixel or a spacer from a web page, and would be trained on as one flat colour."""
+
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright (Exif 2.32, tag 0x0112); 1 and anything unknown: nothing."""
+
+
+class PhotoError(MinitlError):
+    """A file that cannot be used as a photo; one sentence that names the file and the reason."""
+
+    def __init__(self, name: str, reason: str):
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}")
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits: what a photo is known by, wherever it lies."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of an ordinary file; PhotoError for anything else. A named pipe or a device is refused without waiting on it."""
+    name = printable(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise PhotoError(name, "this is not an ordinary file but a pipe or a device; give a photo")
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, PhotoError):
+            raise
+        if os.path.isdir(name):
+            raise PhotoError(name, "this is a folder; give a photo") from None
+        raise PhotoError(name, f"the file cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if not data:
+        raise PhotoError(name, "the file is empty")
+    if len(data) > MAX_BYTES:
+        raise PhotoError(name, f"the file is larger than {MAX_BYTES >> 20} MiB; no photo is, make a smaller copy")
+    return data
+
+
+def read_photo(source: str | os.PathLike[str] | bytes, recipe: Recipe, name: str = "photo") -> np.ndarray:
+    """A photo, upright and prepared as the recipe says: uint8 (recipe.height, recipe.width, 3), red first.
+
+    source: a path, or the file's bytes (then `name` is what an error calls it). EXIF orientation is applied, transparency is
+    laid on white, 16-bit and float grey is scaled to 8 bits, an animation gives its first picture. Raises PhotoError for
+    everything that is not a whole picture of at least MIN_SIDE pixels a side; nothing else escapes, whatever the bytes.
+    """
+    if not isinstance(source, bytes):
+        name, source = printable(source), read_bytes(source)
+    try:
+        picture, box, orientation = _decode(source, recipe)
+    except PhotoError as error:
+        raise PhotoError(name, error.reason) from None
+    except Exception as error:  # a decoder fed with hostile bytes raises nearly anything: what it says is the reason
+        raise PhotoError(name, _reason(error, source)) from error
+    target = (recipe.height, recipe.width) if orientation >= 5 else (recipe.width, recipe.height)
+    small = picture.resize(target, Image.Resampling[recipe.interpolation.upper()], box=box)
+    if orientation in _TRANSPOSES:  # after the resize: the box is centred, so turning first gives the same, more slowly
+        small = small.transpose(_TRANSPOSES[orientation])
+    return np.array(small)
+
+
+def _decode(data: bytes, recipe: Recipe) -> tuple[Image.Image, tuple[float, float, float, float], int]:
+    """(RGB picture as stored, the box of it that the recipe takes, EXIF orientation)."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        width, height = picture.size
+        if min(width, height) < MIN_SIDE:
+            raise PhotoError("", f"the picture has {width} x {height} pixels, too few to show anything (at least {MIN_SIDE} a side)")
+        if max(width, height) > MAX_SIDE:
+            raise PhotoError("", f"the picture has {width} x {height} pixels, the longest side allowed is {MAX_SIDE}")
+        shrink = _draft(picture, recipe)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise PhotoError("", f"the picture would unpack to {width} x {height} pixels (at most {MAX_PIXELS:,}); make a smaller copy")
+        picture.load()
+        if shrink == 1:
+            width, height = picture.size  # Pillow turns a TIFF upright itself
+        box = tuple(side / shrink for side in _box(width, height, recipe, _orientation(picture)))
+        return _rgb(picture), box, _orientation(picture)
+
+
+def _box(width: int, height: int, recipe: Recipe, orientation: int) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower): the part of a stored width x height picture that the recipe takes, in fractions of pixels."""
+    if recipe.resize == "squash":
+        return 0, 0, width, height
+    wide, high = (recipe.height, recipe.width) if orientation >= 5 else (recipe.width, recipe.height)
+    unit = min(width / wide, height / high) * recipe.crop_fraction
+    left, upper = (width - wide * unit) / 2, (height - high * unit) / 2
+    return max(left, 0), max(upper, 0), min(width - left, width), min(height - upper, height)
+
+
+def _draft(picture: Image.Image, recipe: Recipe) -> int:
+    """Let a JPEG decoder leave out the detail that would be thrown away; returns by how much it shrinks: 1, 2, 4 or 8.
+
+    A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, from the low frequencies of each 8 x 8 block. The largest factor is
+    taken that leaves the recipe's box at least twice as large as the network's input in both directions, so that the final
+    resize still averages. Measured on 24 megapixels to 224: 0.36 s -> 0.12 s, pixels differ by 0.5 of 255 on average.
+    """
+    if not isinstance(picture, JpegImagePlugin.JpegImageFile) or recipe.interpolation == "nearest":
+        return 1
+    width, height = picture.size
+    orientation = _orientation(picture)
+    left, upper, right, lower = _box(width, height, recipe, orientation)
+    wide, high = (recipe.height, recipe.width) if orientation >= 5 else (recipe.width, recipe.height)
+    room = min((right - left) / wide, (lower - upper) / high) / 2
+    factor = max((f for f in (1, 2, 4, 8) if f <= room), default=1)
+    if factor > 1:
+        picture.draft(picture.mode, (width // factor, height // factor))
+        # the decoder rounds the size up, its pixels still cover `factor` pixels each: boxes are divided by the factor alone
+        assert picture.size == (-(-width // factor), -(-height // factor)), (picture.size, width, height, factor)
+    return factor
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 where there is none or it cannot be read (a broken note on a whole picture)."""
+    try:
+        value = picture.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Any mode of Pillow -> RGB, transparency on white."""
+    mode = picture.mode
+    if mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if mode == "F" or mode.startswith("I"):  # Pillow's own conversion clips: a 16-bit ramp would leave 2 grey levels
+        return Image.fromarray(_eight_bits(np.asarray(picture), mode, picture.format)).convert("RGB")
+    if mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.applyTransform(picture, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+        assert converted is not None
+        return converted
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray, mode: str, image_format: str | None) -> np.ndarray:
+    """Deep grey (H, W) -> uint8. 16-bit types by their range; for 32-bit integers and floats, which have no fixed white, the
+    narrowest usual range that holds all values (1 for floats, 255, 65535), else their own minimum..maximum.
+    """
+    grey = np.nan_to_num(grey.astype(np.float64), nan=0, posinf=0, neginf=0)
+    if mode.startswith("I;16") or (mode == "I" and image_format in ("PNG", "PPM")):
+        low, high = 0.0, 65535.0
+    else:
+        low, high = float(grey.min()), float(grey.max())
+        usual = [white for white in ((1, 255, 65535) if mode == "F" else (255, 65535)) if high <= white]
+        if low >= 0 and usual:
+            low, high = 0.0, usual[0]
+    return np.clip((grey - low) * (255 / max(high - low, 1e-30)) + 0.5, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow has (AVIF since 11.3, HEIF where pillow-heif is registered)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """One clause for what a decoder complained about."""
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"the picture would unpack to too many pixels, a decompression bomb; make a smaller copy ({said})"
+    if isinstance(error, UnidentifiedImageError):
+        if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+            return "this is a HEIC picture, which Pillow cannot read; convert it to JPEG"
+        return f"this is not a picture that can be read (its first bytes are {data[:12]!r}); expected JPEG, PNG, WebP or the like"
+    if "truncated" in said or isinstance(error, EOFError):
+        return f"the file is cut short ({said})"
+    return f"the picture is damaged ({type(error).__name__}: {said})"
