@@ -1,0 +1,152 @@
+"""A folded float graph and the ranges of its values -> the integer graph that a microcontroller runs.
+
+real = scale * (q - zero_point). Kernels: int8 in [-127, 127], zero point 0, one scale per output channel. Values: int8, one scale and
+zero point per tensor, from the smallest and largest value seen on calibration photos. Biases: int32 at scale_in * scale_kernel
+(Jacob et al. 2017, arXiv:1712.05877; https://ai.google.dev/edge/litert/models/quantization_spec).
+An activation disappears: ReLU and ReLU6 are where the output's range begins and ends.
+
+In: a Graph from folding.fold, ranges from calibrate(), the photos' recipe (which fixes the input's scale). Out: an IntegerGraph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from . import integer
+from .errors import MinitlError
+from .folding import count_readers
+from .graph import INPUT, Graph, Node
+from .images import Recipe
+from .integer import IntegerGraph, Op, Tensor, quantise_multiplier, quantise_multipliers
+from .layers import (
+    Add, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape,
+)  # fmt: skip
+
+Ranges = dict[str, tuple[float, float]]
+LARGEST_BIAS = 2**29
+"""A bias takes at most this many steps; it leaves two bits of the 32 for the sum of products."""
+
+
+def steps(folded: Graph) -> list[tuple[Node, str]]:
+    """(node, name of the value that leaves it) in order; an activation that can be a clamp of the node before it is merged into it."""
+    readers = count_readers(folded)
+    merged: dict[str, str] = {}
+    for node in folded.nodes:
+        before = node.inputs[0]
+        if isinstance(node.layer, (ReLU, ReLU6)) and before != INPUT and readers[before] == 1:
+            if isinstance(folded[before].layer, (Conv2D, DepthwiseConv2D, Dense, Add)):
+                merged[before] = node.name
+    gone = set(merged.values())
+    return [(node, merged.get(node.name, node.name)) for node in folded.nodes if node.name not in gone]
+
+
+def keeps_scale(node: Node) -> bool:
+    """Whether the output has the scale of the input, because values are only moved or compared."""
+    return isinstance(node.layer, (AveragePool, MaxPool, Reshape))
+
+
+def calibrate(folded: Graph, batches: Iterable[np.ndarray]) -> Ranges:
+    """Smallest and largest value of each tensor that gets a scale of its own, over batches of images (N, H, W, C) float32."""
+    wanted = [value for node, value in steps(folded) if not keeps_scale(node)]
+    ranges: Ranges = {}
+    for batch in batches:
+        for name, value in folded.evaluate(batch, wanted).items():
+            low, high = float(value.min()), float(value.max())
+            before = ranges.get(name, (low, high))
+            ranges[name] = (min(low, before[0]), max(high, before[1]))
+    if not ranges:
+        raise MinitlError("calibration needs at least one photo, found none")
+    return {name: ranges[name] for name in wanted}
+
+
+def value_scale(low: float, high: float, finest: float = 0.0) -> tuple[float, int]:
+    """(scale, zero_point) whose 256 steps cover [low, high] and 0; a step is never finer than `finest`.
+
+    The scale is rounded to float32, as TFLite stores it. 0 is represented exactly, since padding needs it.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise MinitlError(f"a calibration range is {low} to {high}: the network overflows on the calibration photos; train it anew")
+    scale = float(np.float32(max((high - low) / 255, finest, 1e-12)))
+    return scale, min(max(math.floor(-128 - low / scale + 0.5), -128), 127)
+
+
+def quantise_kernel(kernel: np.ndarray, bias: np.ndarray, scale_in: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> int8 kernel, int32 bias, scale of the kernel per output channel (O,) float64.
+
+    The largest weight of a channel becomes 127. A channel of (nearly) no weights gets a scale that its bias still fits.
+    """
+    channels = kernel.shape[-1]
+    largest = np.abs(kernel).reshape(-1, channels).max(axis=0).astype(np.float64)
+    bias = bias.astype(np.float64)
+    scales = np.maximum(largest / 127, np.abs(bias) / (scale_in * LARGEST_BIAS))
+    scales = np.where(scales == 0, 1.0, scales).astype(np.float32).astype(np.float64)
+    q = np.clip(np.rint(kernel.astype(np.float64) / scales), -127, 127).astype(np.int8)
+    return q, np.rint(bias / (scale_in * scales)).astype(np.int32), scales
+
+
+def quantise(folded: Graph, ranges: Ranges, recipe: Recipe) -> IntegerGraph:
+    """The integer graph. Raises MinitlError where a range is missing (calibrate first) or a layer has no integer form."""
+    scale, zero = recipe.input_quantisation
+    tensors = {INPUT: Tensor(INPUT, folded.input_shape, scale, zero)}
+    ops: list[Op] = []
+    for node, value in steps(folded):
+        ins = [tensors[name] for name in node.inputs]
+        if not keeps_scale(node) and value not in ranges:
+            raise MinitlError(f"there is no calibration range for {value!r}: calibrate the model on photos before quantising it")
+        low, high = ranges.get(value, (0.0, 0.0))
+        layer, shape = node.layer, folded.shapes[value]
+        read = tuple(tensor.name for tensor in ins)
+
+        def tensor(finest: float, name: str = value, shape: tuple[int, ...] = shape, low: float = low, high: float = high) -> Tensor:
+            return Tensor(name, shape, *value_scale(low, high, finest))
+
+        if isinstance(layer, (Conv2D, DepthwiseConv2D, Dense)):
+            params = folded.params[node.name]
+            bias = params.get("bias", np.zeros(params["kernel"].shape[-1], np.float32))
+            kernel, bias, scales = quantise_kernel(params["kernel"], bias, ins[0].scale)
+            out = tensor(float(scales.max()) * ins[0].scale)  # one step of the accumulator; anything finer would hold nothing
+            multiplier, shift = quantise_multipliers(ins[0].scale * scales / out.scale)
+            numbers = (node.name, read, value, kernel, bias, multiplier, shift)
+            if isinstance(layer, Dense):
+                ops.append(integer.Dense(*numbers))
+            else:
+                kind = integer.Conv2D if isinstance(layer, Conv2D) else integer.DepthwiseConv2D
+                ops.append(kind(*numbers, strides=layer.strides, padding=layer.pads(ins[0].shape)))
+        elif isinstance(layer, (AveragePool, MaxPool)):
+            out = Tensor(value, shape, ins[0].scale, ins[0].zero_point)
+            pool = integer.AveragePool if isinstance(layer, AveragePool) else integer.MaxPool
+            ops.append(pool(node.name, read, value, layer.window, layer.strides, layer.pads(ins[0].shape)))
+        elif isinstance(layer, GlobalAveragePool):
+            pixels = ins[0].shape[0] * ins[0].shape[1]
+            out = tensor(ins[0].scale / pixels)
+            ops.append(integer.GlobalMean(node.name, read, value, *quantise_multiplier(ins[0].scale / (out.scale * pixels))))
+        elif isinstance(layer, Add):
+            out = tensor(2 * max(ins[0].scale, ins[1].scale) / 2**20)
+            ops.append(integer.Add(node.name, read, value, *integer.add_parameters(ins[0].scale, ins[1].scale, out.scale)))
+        elif isinstance(layer, Concat):
+            out = tensor(0.0)
+            read = tuple(_rescaled(part, out, f"{value}_{i}", tensors, ops) for i, part in enumerate(ins))
+            ops.append(integer.Concat(node.name, read, value))
+        elif isinstance(layer, Reshape):
+            out = Tensor(value, shape, ins[0].scale, ins[0].zero_point)
+            ops.append(integer.Reshape(node.name, read, value))
+        elif isinstance(layer, (ReLU, ReLU6)):
+            out = tensor(ins[0].scale)
+            ops.append(integer.Requantise(node.name, read, value, *quantise_multiplier(ins[0].scale / out.scale)))
+        else:
+            raise MinitlError(f"layer {node.name!r} ({type(layer).__name__}) has no integer form")
+        tensors[value] = out
+    return IntegerGraph(tensors, tuple(ops), INPUT, list(tensors)[-1])
+
+
+def _rescaled(part: Tensor, out: Tensor, name: str, tensors: dict[str, Tensor], ops: list[Op]) -> str:
+    """Name of `part` on the scale of `out`; adds a Requantise where the scales differ."""
+    if part.quantisation == out.quantisation:
+        return part.name
+    tensors[name] = Tensor(name, part.shape, *out.quantisation)
+    ops.append(integer.Requantise(name, (part.name,), name, *quantise_multiplier(part.scale / out.scale)))
+    return name

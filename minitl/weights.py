@@ -1,0 +1,235 @@
+"""The project's own weights file: a .npz that carries all that is needed to use it.
+
+In and out: a `Weights` (arrays and what they mean) and a file. The file is a plain ZIP of .npy arrays, stored without compression, that
+numpy.load can read too; the entry `minitl.json` holds everything that is no array, as UTF-8 bytes. Nothing is pickled. The same
+content always gives the same bytes, and its SHA-256 stands in the JSON.
+
+A file from elsewhere is hostile: sizes are checked against the bytes that are there before anything is allocated, dtypes against
+a short list, the JSON against what the network needs. Left out: foreign formats (importers/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .architectures import build, complete
+from .errors import MinitlError
+from .files import write_atomically
+from .graph import Graph
+from .images import Recipe
+
+FORMAT = 1
+JSON_ENTRY = "minitl.json"
+DTYPES = ("<f4", "<f2", "|u1")
+MOST_ENTRIES, LARGEST_JSON = 20_000, 32 << 20
+
+
+@dataclass
+class Weights:
+    """Arrays and everything needed to use them.
+
+    architecture, arguments: for architectures.build. arrays: {'node/parameter': float32 array}.
+    recipe: how a photo becomes the input. classes: names in output order, or None where nobody knows them.
+    frozen: {node: True or list of booleans}: the freeze mask of the last training.
+    ranges: {node: (smallest, largest value)} seen while calibrating, or {}: what int8 needs.
+    provenance: where the numbers come from: source, licence, training, notes; shown by `minitl info`.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    recipe: Recipe
+    classes: list[str] | None = None
+    frozen: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def graph(self) -> Graph:
+        """The network with these weights and this freeze mask. Raises MinitlError where they do not fit each other."""
+        graph = build(self.architecture, **self.arguments).load(self.arrays)
+        for name, mask in self.frozen.items():
+            graph.freeze("=" + name, None if mask is True else np.array(mask))
+        return graph
+
+    def meta(self) -> dict[str, Any]:
+        """What the JSON entry holds, without the hash."""
+        return {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "arguments": complete(self.architecture, self.arguments),
+            "recipe": self.recipe.to_dict(),
+            "classes": self.classes,
+            "frozen": {name: True if mask is True else [bool(b) for b in mask] for name, mask in self.frozen.items()},
+            "ranges": {name: [float(low), float(high)] for name, (low, high) in self.ranges.items()},
+            "provenance": self.provenance,
+        }
+
+    def content_hash(self) -> str:
+        """SHA-256 of everything that the file holds, in hexadecimal digits."""
+        return content_hash(self.meta(), self.arrays)
+
+
+def content_hash(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the JSON and of each array's name, type, shape and bytes."""
+    digest = hashlib.sha256(_json(meta))
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def _json(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps(meta, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "surrogatepass")
+
+
+# ---- arrays <-> .npz
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """{name: array} -> the bytes of an .npz: fixed dates and attributes, so that equal arrays give equal bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(name + ".npy", (1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # otherwise Windows and Unix would write different bytes
+            npy = io.BytesIO()
+            np.lib.format.write_array(npy, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            archive.writestr(entry, npy.getvalue())
+    return file.getvalue()
+
+
+def unpack(data: bytes, what: str) -> dict[str, np.ndarray]:
+    """The inverse of pack, for hostile bytes; `what` names the file in errors. The arrays are read-only views of `data`'s copies."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if len(entries) > MOST_ENTRIES:
+                raise MinitlError(f"{what} has {len(entries)} entries; at most {MOST_ENTRIES} are read: this is no weights file of minitl")
+            arrays: dict[str, np.ndarray] = {}
+            for entry in entries:
+                name = entry.filename.removesuffix(".npy")
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(data):
+                    raise MinitlError(f"{what}: entry {name!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
+                if name in arrays or name == entry.filename:
+                    raise MinitlError(f"{what}: entry {entry.filename!r:.60} appears twice or is no .npy array: not written by minitl")
+                arrays[name] = _array(archive.read(entry), f"{what}: entry {name!r:.60}")
+            return arrays
+    except MinitlError:
+        raise
+    except Exception as problem:  # zipfile raises a dozen different ones for damaged files
+        raise MinitlError(f"{what} is damaged or no .npz file ({problem}); download or write it again") from None
+
+
+def _array(npy: bytes, what: str) -> np.ndarray:
+    """One .npy file -> a read-only array, without believing its header."""
+    file = io.BytesIO(npy)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise MinitlError(f"{what} is a .npy of version {version}; minitl writes (1, 0)")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.str not in DTYPES or fortran or any(n < 0 for n in shape) or len(shape) > 8:
+        raise MinitlError(f"{what} is {dtype.str} with {len(shape)} axes; minitl reads row-major {', '.join(DTYPES)}")
+    body = npy[file.tell() :]
+    if math.prod(shape) * dtype.itemsize != len(body):
+        raise MinitlError(f"{what} claims shape {tuple(shape)}, but holds {len(body)} bytes of data: the file is damaged")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+# ---- weights <-> file
+
+
+def save(path: str | Path, weights: Weights) -> str:
+    """Write the file, whole or not at all. Returns the content hash."""
+    meta = weights.meta()
+    digest = content_hash(meta, weights.arrays)
+    text = np.frombuffer(_json(meta | {"sha256": digest}), np.uint8)
+    write_atomically(path, pack({JSON_ENTRY: text, **weights.arrays}))
+    return digest
+
+
+def is_npz(data: bytes) -> bool:
+    """Whether these bytes begin like a ZIP archive."""
+    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def parse(data: bytes, what: str) -> Weights:
+    """The bytes of a file -> Weights, checked: hash, names, shapes, finite numbers. `what` names the file in errors."""
+    arrays = unpack(data, what)
+    if JSON_ENTRY not in arrays:
+        raise MinitlError(f"{what} has no entry {JSON_ENTRY}: it is a .npz, but not one of minitl's; see `minitl convert --help`")
+    text = arrays.pop(JSON_ENTRY).tobytes()
+    try:
+        if len(text) > LARGEST_JSON:
+            raise ValueError("it is too long")
+        meta = json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
+        if not isinstance(meta, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as problem:
+        raise MinitlError(f"{what}: entry {JSON_ENTRY} cannot be read ({problem}); the file is damaged") from None
+    if meta.get("format") != FORMAT:
+        raise MinitlError(
+            f"{what} is of format {meta.get('format')!r:.20}; this minitl reads format {FORMAT}: use the version that wrote it"
+        )
+    said = meta.pop("sha256", None)
+    found = content_hash(meta, arrays)
+    if said != found:
+        raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {str(said)[:12]}...: it was damaged or changed")
+    weights = _from_meta(meta, {name: array.astype(np.float32) for name, array in arrays.items()}, what)
+    for name, array in weights.arrays.items():
+        if not np.isfinite(array).all():
+            raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
+    return weights
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], what: str) -> Weights:
+    def expect(name: str, good: bool) -> None:
+        if not good:
+            raise MinitlError(f"{what}: entry {name!r} of {JSON_ENTRY} is missing or not what minitl writes: the file was changed")
+
+    architecture, arguments, classes = meta.get("architecture"), meta.get("arguments"), meta.get("classes")
+    frozen, ranges, provenance = meta.get("frozen"), meta.get("ranges"), meta.get("provenance")
+    expect("architecture", isinstance(architecture, str))
+    expect("arguments", isinstance(arguments, dict))
+    expect("classes", classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
+    expect("frozen", isinstance(frozen, dict))
+    expect("ranges", isinstance(ranges, dict))
+    expect("provenance", isinstance(provenance, dict))
+    assert isinstance(frozen, dict) and isinstance(ranges, dict) and isinstance(arguments, dict)
+    for mask in frozen.values():
+        expect("frozen", mask is True or (isinstance(mask, list) and all(isinstance(b, bool) for b in mask)))
+    for pair in ranges.values():
+        numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, (int, float)) and math.isfinite(n) for n in pair)
+        expect("ranges", numbers and pair[0] <= pair[1])
+    weights = Weights(
+        str(architecture), arguments, arrays, Recipe.from_dict(meta.get("recipe")), classes, frozen,
+        {name: (float(low), float(high)) for name, (low, high) in ranges.items()}, provenance or {},
+    )  # fmt: skip
+    try:
+        graph = weights.graph()
+    except MinitlError as problem:
+        raise MinitlError(f"{what}: {problem}") from None
+    outputs = arguments.get("classes")
+    if classes is not None and len(classes) != outputs:
+        raise MinitlError(f"{what}: {len(classes)} class names for {outputs} outputs: the file was changed")
+    if (weights.recipe.height, weights.recipe.width, 3) != graph.input_shape:
+        raise MinitlError(
+            f"{what}: the recipe makes {weights.recipe.height}x{weights.recipe.width} RGB, the network takes {graph.input_shape}"
+        )
+    if unknown := sorted(ranges.keys() - graph.shapes.keys()):
+        raise MinitlError(f"{what}: a calibration range for {unknown[0]!r:.60}, which the network does not have: the file was changed")
+    return weights
