@@ -22,7 +22,17 @@ from .graph import INPUT, Graph, Node
 from .images import Recipe
 from .integer import IntegerGraph, Op, Tensor, quantise_multiplier, quantise_multipliers
 from .layers import (
-    Add, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape,
+    Add,
+    AveragePool,
+    Concat,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    GlobalAveragePool,
+    MaxPool,
+    ReLU,
+    ReLU6,
+    Reshape,
 )  # fmt: skip
 
 Ranges = dict[str, tuple[float, float]]
