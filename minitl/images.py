@@ -1,27 +1,33 @@
-"""Photos in, pixels out: the only reader of pictures and of folders of photos.
+"""Photos in, pixels out: the only reader of pictures.
 
-Enters: paths, bytes, and a Recipe that says how a photo becomes a network's input. Leaves: uint8 pixels (H, W, 3), red first;
-the labelled list of a folder; its division into training and validation photos. Left out: colour profiles (pixels are taken as
-sRGB) and augmentation. Nothing here ever writes: the user's files are opened for reading only.
+Enters: paths or bytes, and a Recipe that says how a photo becomes a network's input. Leaves: uint8 pixels (H, W, 3), red first,
+or one sentence that says why there are none. Left out: colour profiles (pixels are taken as sRGB) and augmentation. The user's
+files are opened for reading only.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import io
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from minitl.errors import MinitlError
 from minitl.files import printable
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
 
 RESIZES = ("crop", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
@@ -159,6 +165,8 @@ MAX_SIDE = 65_535
 MIN_SIDE = 8
 """Shortest side: less is a tracking pixel or a spacer from a web page, and would be trained on as one flat colour."""
 
+HEIC = "this is a HEIC picture, which Pillow cannot read; convert it to JPEG"
+
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -243,8 +251,9 @@ def _decode(data: bytes, recipe: Recipe) -> tuple[Image.Image, tuple[float, floa
         picture.load()
         if shrink == 1:
             width, height = picture.size  # Pillow turns a TIFF upright itself
-        box = tuple(side / shrink for side in _box(width, height, recipe, _orientation(picture)))
-        return _rgb(picture), box, _orientation(picture)
+        orientation = _orientation(picture)
+        left, upper, right, lower = _box(width, height, recipe, orientation)
+        return _rgb(picture), (left / shrink, upper / shrink, right / shrink, lower / shrink), orientation
 
 
 def _box(width: int, height: int, recipe: Recipe, orientation: int) -> tuple[float, float, float, float]:
@@ -262,7 +271,7 @@ def _draft(picture: Image.Image, recipe: Recipe) -> int:
 
     A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, from the low frequencies of each 8 x 8 block. The largest factor is
     taken that leaves the recipe's box at least twice as large as the network's input in both directions, so that the final
-    resize still averages. Measured on 24 megapixels to 224: 0.36 s -> 0.12 s, pixels differ by 0.5 of 255 on average.
+    resize still averages. Measured on 24 megapixels to 224: 0.20 s -> 0.08 s, pixels differ by 0.2 of 255 on average, 2 at most.
     """
     if not isinstance(picture, JpegImagePlugin.JpegImageFile) or recipe.interpolation == "nearest":
         return 1
@@ -328,6 +337,11 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def reads_heic() -> bool:
+    """Whether this Pillow reads HEIC: only with a plug-in such as pillow-heif."""
+    return "HEIF" in _formats()
+
+
 def _reason(error: Exception, data: bytes) -> str:
     """One clause for what a decoder complained about."""
     said = " ".join(str(error).split())[:200]
@@ -335,8 +349,42 @@ def _reason(error: Exception, data: bytes) -> str:
         return f"the picture would unpack to too many pixels, a decompression bomb; make a smaller copy ({said})"
     if isinstance(error, UnidentifiedImageError):
         if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-            return "this is a HEIC picture, which Pillow cannot read; convert it to JPEG"
+            return HEIC
         return f"this is not a picture that can be read (its first bytes are {data[:12]!r}); expected JPEG, PNG, WebP or the like"
     if "truncated" in said or isinstance(error, EOFError):
         return f"the file is cut short ({said})"
     return f"the picture is damaged ({type(error).__name__}: {said})"
+
+
+def photos_ahead(function: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 2) -> Iterator[tuple[Thing, Result]]:
+    """(thing, function(thing)) in order, computed up to 4 * workers things ahead in background threads.
+
+    Pillow lets go of Python's lock while it decodes, so threads do run side by side, and memory stays bounded by the few results
+    that wait. An error of `function` is raised where its result would come. Leaving early, Ctrl-C included, starts nothing more
+    and waits only for what is being computed.
+    """
+    waiting: collections.deque[tuple[Thing, Future[Result]]] = collections.deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="photos")
+    try:
+        for thing in things:
+            waiting.append((thing, pool.submit(function, thing)))
+            if len(waiting) >= 4 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_photos(paths: Iterable[Path], recipe: Recipe, workers: int = 2) -> Iterator[tuple[Path, np.ndarray | PhotoError]]:
+    """(path, uint8 pixels (H, W, 3) or the PhotoError) for every path, in order, decoded in background threads."""
+
+    def read(path: Path) -> np.ndarray | PhotoError:
+        try:
+            return read_photo(path, recipe)
+        except PhotoError as error:
+            return error
+
+    return photos_ahead(read, paths, workers)
