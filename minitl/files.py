@@ -26,16 +26,21 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     A symbolic link is followed, so that the link stays. Raises MinitlError where the folder is missing or read-only, the disk
     is full, or `path` is a folder or a device; the temporary file is then removed and `path` is as it was.
     """
-    target = Path(os.path.realpath(path))
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise MinitlError(f"cannot write {printable(path)}: {error}; give another name") from None
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.tmp"
     try:
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):
                 what = "a folder" if target.is_dir() else "not an ordinary file"
-                raise MinitlError(f"cannot write {path}: it is {what}; give the name of a file")
+                raise MinitlError(f"cannot write {printable(path)}: it is {what}; give the name of a file")
         except FileNotFoundError:
             if not target.parent.is_dir():
-                raise MinitlError(f"cannot write {path}: the folder {target.parent} does not exist; create it first") from None
+                raise MinitlError(
+                    f"cannot write {printable(path)}: the folder {printable(target.parent)} does not exist; create it first"
+                ) from None
         # os.open and not tempfile: the file gets the permissions that the user's umask asks for, instead of 0600
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -47,11 +52,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, MinitlError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MinitlError(f"cannot write {path}: {reason}; check the free space and the permissions of {target.parent}") from error
+    except OSError as error:
+        raise MinitlError(
+            f"cannot write {printable(path)}: {error.strerror}; check the free space and the permissions of {printable(target.parent)}"
+        ) from error
     _sync_folder(target.parent)
 
 
