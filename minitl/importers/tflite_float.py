@@ -1,0 +1,225 @@
+"""A parsed .tflite model -> Imported: the float network that it computes, or that it was quantised from.
+
+Enters: the bytes of a file. Leaves: the network with BatchNorm folded (as the converter left it), float32 arrays (quantised constants
+dequantised: real = scale * (q - zero_point)), and the preprocessing that the input's quantisation or the metadata give. Softmax at the end
+is dropped: we compute logits. Left out: the quantisation of activations; operators that no MobileNet has are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..images import Recipe
+from ..layers import Add, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool
+from . import names, tflite, tflite_metadata
+from .names import IMAGE, Imported, Seen
+from .tflite import Model, Operator, Tensor
+
+PASS = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE")  # the same numbers, in another form
+
+
+def convert(data: bytes, what: str) -> Imported:
+    """The network in the bytes of a .tflite file. `what` is the file's name. Raises MinitlError."""
+    model = tflite.parse(data, what)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise model.error(f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs, expected one picture in and one list out")
+    image = model.tensors[model.inputs[0]]
+    if len(image.shape) != 4 or image.shape[0] != 1 or image.shape[3] != 3:
+        raise model.error(f"its input has shape {image.shape}, expected (1, height, width, 3)")
+    notes: list[str] = []
+    walk = _Walk(model)
+    for operator in model.operators:
+        walk.operator(operator)
+    seen = walk.finish()
+    shape = (image.shape[1], image.shape[2], 3)
+    architecture, arguments, arrays = names.fit(seen, what, shape, ("same", "keras", "torch"))
+    recipe = _recipe(model, image, walk, architecture, arguments, notes)
+    if any(t.quantisation is not None and t.data is not None for t in model.tensors):
+        notes.append("quantised weights were dequantised to float")
+    classes = tflite_metadata.labels(data, model, arguments["classes"], notes)
+    return Imported(architecture, arguments, arrays, recipe, classes, {"format": "tflite", "notes": notes})
+
+
+def dequantise(model: Model, tensor: Tensor) -> np.ndarray:
+    """The float32 values of a constant. Products are taken in float64, so that each is rounded once."""
+    if tensor.data is None or tensor.dtype is None or tensor.sparse:
+        raise model.error(
+            f"tensor {tensor.index} ({tensor.name:.60}) is no constant that can be read (computed, sparse, or of an unknown type)"
+        )
+    quantisation = tensor.quantisation
+    if tensor.dtype.kind == "f":
+        return tensor.data.astype(np.float32)
+    if quantisation is None or tensor.dtype.kind not in "iu":
+        raise model.error(
+            f"tensor {tensor.index} ({tensor.name:.60}) holds {tensor.dtype} without a scale, expected floats or scaled integers"
+        )
+    axes = [1] * len(tensor.shape)
+    if len(quantisation.scale) > 1:
+        axes[quantisation.axis] = -1
+    scale, zero_point = (a.astype(np.float64).reshape(axes) for a in (quantisation.scale, quantisation.zero_point))
+    with np.errstate(over="ignore"):
+        return (scale * (tensor.data.astype(np.float64) - zero_point)).reshape(tensor.shape).astype(np.float32)
+
+
+class _Walk:
+    """The loop over the operators: which Seen each tensor's value belongs to."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.seen: list[Seen] = []
+        self.source = {model.inputs[0]: IMAGE}  # tensor -> index into seen
+        self.pads: dict[int, tuple[int, int, int, int]] = {}  # tensor -> zeros around it
+        self.constants: dict[int, int] = {}  # DEQUANTIZE's output -> the constant it comes from
+        self.scaled: list[tuple[str, float]] = []  # MUL, SUB by one number before the first layer
+        self.pooled = False
+        self.ended: str | None = None
+
+    def operator(self, o: Operator) -> None:
+        """Take one operator."""
+        model, kind = self.model, o.kind
+        if self.ended and kind not in PASS:
+            raise model.error(f"{o.label} comes after the classifier's {self.ended}")
+        if not o.inputs or len(o.outputs) != 1 or o.outputs[0] in self.source:
+            raise model.error(f"{o.label} has {len(o.inputs)} inputs and {len(o.outputs)} outputs, or computes what is there already")
+        if kind == "DEQUANTIZE" and self._is_constant(o.inputs[0]):
+            self.constants[o.outputs[0]] = o.inputs[0]
+            return
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            entry = self._weighted(o)
+        elif kind == "ADD" and len(o.inputs) == 2:
+            entry = Seen(o.label, Add, tuple(self._value(o, i) for i in (0, 1)), activation=o.options["activation"])
+        elif kind in ("AVERAGE_POOL_2D", "MEAN"):
+            entry = self._pool(o)
+        else:
+            self._pass(o)
+            return
+        self.seen.append(entry)
+        self.source[o.outputs[0]] = len(self.seen) - 1
+
+    def _is_constant(self, tensor: int) -> bool:
+        return tensor >= 0 and self.model.tensors[tensor].data is not None
+
+    def _value(self, o: Operator, i: int, may_pad: bool = False) -> int:
+        """Which Seen input i of an operator belongs to."""
+        tensor = o.inputs[i] if i < len(o.inputs) else -1
+        if tensor not in self.source:
+            raise self.model.error(f"{o.label} reads tensor {tensor}, which nothing before it computes")
+        if tensor in self.pads and not may_pad:
+            raise self.model.error(f"{o.label} follows a PAD, expected a convolution there")
+        return self.source[tensor]
+
+    def _constant(self, o: Operator, i: int, what: str) -> np.ndarray:
+        tensor = o.inputs[i] if i < len(o.inputs) else -1
+        tensor = self.constants.get(tensor, tensor)
+        if not self._is_constant(tensor):
+            raise self.model.error(f"{o.label} has no constant {what}")
+        return dequantise(self.model, self.model.tensors[tensor])
+
+    def _weighted(self, o: Operator) -> Seen:
+        """Kernels: CONV_2D (O, kh, kw, I) -> (kh, kw, I, O); DEPTHWISE (1, kh, kw, C) -> (kh, kw, C); FULLY_CONNECTED (O, I) -> (I, O)."""
+        source = self._value(o, 0, may_pad=True)
+        kernel = self._constant(o, 1, "kernel")
+        axes = 2 if o.kind == "FULLY_CONNECTED" else 4
+        if kernel.ndim != axes or (o.kind == "DEPTHWISE_CONV_2D" and kernel.shape[0] != 1):
+            raise self.model.error(f"{o.label} has a kernel of shape {kernel.shape}")
+        bias = self._constant(o, 2, "bias") if len(o.inputs) > 2 and o.inputs[2] >= 0 else None
+        options = o.options
+        if o.kind == "FULLY_CONNECTED":
+            if options["weights_format"] != 0 or not self.pooled:
+                raise self.model.error(f"{o.label} has shuffled weights or comes before the pooling")
+            entry = Seen(o.label, Dense, (source,), kernel.T)
+        else:
+            depthwise = o.kind == "DEPTHWISE_CONV_2D"
+            kernel = kernel[0] if depthwise else kernel.transpose(1, 2, 3, 0)
+            if (options["dilation_h"], options["dilation_w"]) != (1, 1) or options.get("depth_multiplier", 1) not in (0, 1):
+                raise self.model.error(f"{o.label} is dilated or multiplies its channels")
+            pads = self.pads.get(o.inputs[0])
+            if pads and options["padding"] != "valid":
+                raise self.model.error(f"{o.label} pads an image that a PAD has padded already")
+            entry = Seen(o.label, DepthwiseConv2D if depthwise else Conv2D, (source,), kernel)
+            entry.strides, entry.padding = (options["stride_h"], options["stride_w"]), pads or options["padding"]
+        if bias is not None and bias.shape != entry.kernel.shape[-1:]:  # type: ignore[union-attr]
+            raise self.model.error(f"{o.label} has {entry.channels} outputs and a bias of shape {bias.shape}")
+        entry.bias, entry.activation = bias, options["activation"]
+        return entry
+
+    def _pool(self, o: Operator) -> Seen:
+        entry = Seen(o.label, GlobalAveragePool, (self._value(o, 0),), activation=o.options.get("activation", "linear"))
+        if o.kind == "MEAN":
+            axes = self.model.tensors[o.inputs[1]].data if len(o.inputs) == 2 and self._is_constant(o.inputs[1]) else None
+            if axes is None or sorted(axes.reshape(-1).tolist()) not in ([1, 2], [-3, -2]):
+                raise self.model.error(f"{o.label} is not over height and width")
+        else:
+            if o.options["padding"] != "valid":
+                raise self.model.error(f"{o.label} has padding {o.options['padding']!r}, expected 'valid'")
+            entry.window = (o.options["filter_height"], o.options["filter_width"])
+        self.pooled = True
+        return entry
+
+    def _pass(self, o: Operator) -> None:
+        """Operators that leave the numbers as they are, or that belong to another layer."""
+        model, output = self.model, o.outputs[0]
+        if o.kind == "PAD":
+            self.source[output] = self._value(o, 0)
+            self.pads[output] = self._paddings(o)
+            return
+        if o.kind in ("MUL", "SUB") and not self.seen and self._value(o, 0) == IMAGE:
+            factor = self._constant(o, 1, "number").reshape(-1)
+            if factor.size != 1 or o.options["activation"] != "linear":
+                raise model.error(f"{o.label} rescales the picture by {factor.size} numbers, expected one")
+            self.scaled.append((o.kind, float(factor[0])))
+        elif o.kind == "SOFTMAX" and self.pooled:
+            self.ended = o.kind
+        elif o.kind not in PASS:
+            raise model.error(f"{o.label} is of a kind that MobileNets do not have")
+        elif o.kind in ("RESHAPE", "SQUEEZE") and not self.pooled:
+            raise model.error(f"{o.label} comes before the pooling")
+        self.source[output] = self._value(o, 0)
+
+    def _paddings(self, o: Operator) -> tuple[int, int, int, int]:
+        table = self.model.tensors[o.inputs[1]] if len(o.inputs) == 2 and self._is_constant(o.inputs[1]) else None
+        if table is None or table.data is None or table.shape != (4, 2) or table.data.dtype.kind not in "iu":
+            raise self.model.error(f"{o.label} has no constant table of paddings")
+        rows = table.data.tolist()
+        if rows[0] != [0, 0] or rows[3] != [0, 0] or not all(0 <= n < 1 << 16 for row in rows for n in row):
+            raise self.model.error(f"{o.label} pads by {rows}, expected zeros around the image only")
+        return rows[1][0], rows[1][1], rows[2][0], rows[2][1]
+
+    def finish(self) -> list[Seen]:
+        """All layers, once the last one is known to be the output."""
+        model = self.model
+        if not self.seen or self.source.get(model.outputs[0]) != len(self.seen) - 1 or model.outputs[0] in self.pads:
+            raise model.error("its output is not what its last layer computes")
+        return self.seen
+
+
+def _recipe(model: Model, image: Tensor, walk: _Walk, architecture: str, arguments: dict[str, object], notes: list[str]) -> Recipe:
+    """Pixels 0..255 -> the network's input. A quantised input says it: the pixel is q, mean and std are zero point and 1/scale."""
+    height, width = image.shape[1:3]
+    q, stated = image.quantisation, tflite_metadata.normalisation(model)
+    resize = "squash" if names.is_visual_wake_words(architecture, arguments) else "crop"
+    if image.dtype in (np.uint8, np.int8) and q is not None and len(q.scale) == 1:
+        pixel = int(q.zero_point[0]) + (128 if image.dtype == np.int8 else 0)
+        std = float(f"{1 / float(q.scale[0]):.6g}")  # a float32 scale has no more digits
+        mean = float(pixel)
+        notes.append("preprocessing from the quantisation of the input")
+        return Recipe(height, width, (mean,) * 3, (std,) * 3, resize)
+    if image.dtype != np.float32:
+        raise model.error(f"its input is {image.dtype}, expected float32, or uint8 or int8 with one scale")
+    if walk.scaled:
+        # The graph rescales values in [0, 1] itself. Google's files with such a graph have metadata that says the same again.
+        factor, offset = 1 / 255, 0.0
+        for kind, number in walk.scaled:
+            factor, offset = (factor * number, offset * number) if kind == "MUL" else (factor, offset + number)
+        if not (math.isfinite(factor) and math.isfinite(offset) and factor > 0):
+            raise model.error(f"its first operators rescale the picture by {walk.scaled}")
+        notes.append("preprocessing from the first operators, for pixels / 255; the metadata says the same and is not applied again")
+        mean, std = (float(f"{v:.6g}") for v in (offset / factor, 1 / factor))
+        return Recipe(height, width, (mean,) * 3, (std,) * 3, "squash")  # as TensorFlow Hub's tools feed such networks
+    if stated is not None:
+        notes.append("preprocessing from the file's metadata")
+        (m0, m1, m2), (s0, s1, s2) = (np.broadcast_to(a, 3).tolist() for a in stated)
+        return Recipe(height, width, (m0, m1, m2), (s0, s1, s2), resize)
+    return names.usual_recipe(architecture, arguments, notes)
