@@ -149,7 +149,7 @@ def orient(picture, orientation):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("recipe", [WHOLE, Recipe(20, 12, crop_fraction=0.6), Recipe(8, 8)])
 def test_exif_orientation_is_applied(image_format, orientation, recipe):
-    picture = scene(600, 400)  # large enough for draft() on a JPEG
+    picture = scene(300, 200)  # large enough for draft() on a JPEG
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(image_format, {})
