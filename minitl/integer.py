@@ -309,7 +309,7 @@ class MaxPool(Pool):
 class GlobalMean(Op):
     """(H, W, C) -> (C,): requantise(sum(q - in_zero)) + out_zero, with an output scale of its own.
 
-    multiplier, shift: quantise_multiplier(scale_in / (scale_out * H * W)).
+    multiplier, shift: mean_parameters(scale_in, scale_out, H * W).
     """
 
     kind: ClassVar[str] = "global_mean"
@@ -323,6 +323,17 @@ class GlobalMean(Op):
 
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
         return kernels.global_mean(arrays[0], self.multiplier, self.shift, ins[0].zero_point, out.zero_point)
+
+
+def mean_parameters(scale_in: float, scale_out: float, count: int) -> tuple[int, int]:
+    """(multiplier, shift) of GlobalMean over `count` pixels, TFLite's way: the factor is quantised first, then divided by count.
+
+    (QuantizedMeanOrSum in tensorflow/lite/kernels/internal/reference/reduce.h; the quotient is truncated, so that the multiplier
+    can lie below 2**30.)
+    """
+    multiplier, shift = quantise_multiplier(scale_in / scale_out)
+    finer = min(count.bit_length() - 1, 32, 31 + shift)
+    return (multiplier << finer) // count, shift - finer
 
 
 @dataclass(frozen=True, eq=False)
