@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from minitl.errors import MinitlError
+from .errors import MinitlError
 
 
 def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
@@ -21,26 +23,44 @@ def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` into a hidden temporary file beside `path`, force it to the disk, and rename it over `path`.
+    """Write `data` to `path`, whole or not at all; see write_together."""
+    write_together({path: data})
 
-    A symbolic link is followed, so that the link stays. Raises MinitlError where the folder is missing or read-only, the disk
-    is full, or `path` is a folder or a device; the temporary file is then removed and `path` is as it was.
+
+def write_together(contents: Mapping[Any, bytes]) -> None:
+    """Write {path: bytes} so that every file is either as it was or new, and all stay as they were unless all can be written.
+
+    Each goes into a hidden temporary file beside its path, forced to the disk; only when all are there are they renamed, one after
+    the other. A symbolic link is followed, so that the link stays. Raises MinitlError where a folder is missing or read-only, the
+    disk is full, or a path is a folder or a device; the temporary files are then removed.
     """
+    staged: list[tuple[Path, Path]] = []
     try:
-        target = Path(os.path.realpath(path))
-    except ValueError as error:
-        raise MinitlError(f"cannot write {printable(path)}: {error}; give another name") from None
+        for path, data in contents.items():
+            target = Path(os.path.realpath(path))
+            staged.append((_stage(path, target, data), target))
+        for temporary, target in staged:
+            os.replace(temporary, target)
+    except OSError as error:
+        raise MinitlError(f"cannot write {target}: {error.strerror}; check the permissions of {target.parent}") from error
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+    for folder in {target.parent for _, target in staged}:
+        _sync_folder(folder)
+
+
+def _stage(path: str | os.PathLike[str], target: Path, data: bytes) -> Path:
+    """A temporary file with `data` beside `target`, on the disk; MinitlError, and nothing left, where that fails."""
     temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.tmp"
     try:
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):
                 what = "a folder" if target.is_dir() else "not an ordinary file"
-                raise MinitlError(f"cannot write {printable(path)}: it is {what}; give the name of a file")
+                raise MinitlError(f"cannot write {path}: it is {what}; give the name of a file")
         except FileNotFoundError:
             if not target.parent.is_dir():
-                raise MinitlError(
-                    f"cannot write {printable(path)}: the folder {printable(target.parent)} does not exist; create it first"
-                ) from None
+                raise MinitlError(f"cannot write {path}: the folder {target.parent} does not exist; create it first") from None
         # os.open and not tempfile: the file gets the permissions that the user's umask asks for, instead of 0600
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -48,15 +68,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise MinitlError(
-            f"cannot write {printable(path)}: {error.strerror}; check the free space and the permissions of {printable(target.parent)}"
-        ) from error
-    _sync_folder(target.parent)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, MinitlError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MinitlError(f"cannot write {path}: {reason}; check the free space and the permissions of {target.parent}") from error
+    return temporary
 
 
 def _sync_folder(folder: Path) -> None:

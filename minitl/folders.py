@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minitl.errors import MinitlError
-from minitl.files import printable
-from minitl.images import EXTENSIONS, HEIC, digest, reads_heic
+from .errors import MinitlError
+from .files import printable
+from .images import EXTENSIONS, HEIC, digest, reads_heic
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 """Names of folders, in any case, that divide the photos instead of naming a class."""

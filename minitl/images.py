@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
-from minitl.errors import MinitlError
-from minitl.files import printable
+from .errors import MinitlError
+from .files import printable
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
