@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-from minitl.errors import MinitlError
-from minitl.files import printable
+from .errors import MinitlError
+from .files import printable
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -26,15 +26,8 @@ APPLES: list[Colour] = [(190, 30, 35), (160, 20, 40), (205, 70, 45), (120, 170, 
 BANANAS: list[Colour] = [(235, 205, 60), (225, 190, 45), (240, 215, 100), (150, 180, 60), (115, 160, 55), (200, 160, 50)]
 CUCUMBERS: list[Colour] = [(45, 95, 40), (60, 120, 50), (35, 75, 40), (100, 145, 65), (130, 160, 70), (190, 180, 70)]
 GROUNDS: list[Colour] = [
-    (150, 105, 65),
-    (95, 65, 45),
-    (225, 220, 210),
-    (190, 195, 200),
-    (70, 75, 80),
-    (120, 140, 160),
-    (180, 150, 120),
-    (85, 120, 75),
-]
+    (150, 105, 65), (95, 65, 45), (225, 220, 210), (190, 195, 200), (70, 75, 80), (120, 140, 160), (180, 150, 120), (85, 120, 75)
+]  # fmt: skip
 
 
 def draw_photos(folder: str | os.PathLike[str], count_per_class: int, seed: int = 0, size: int = 96) -> list[Path]:
@@ -133,11 +126,8 @@ def _cucumber(rng: random.Random, s: int, length: float, middle: Point, colour: 
     paint = Image.new("RGB", (s, s), colour)
     pen = ImageDraw.Draw(paint)
     for offset in (-0.7, -0.25, 0.2, 0.65):
-        pen.line(
-            _shifted(line, widths, offset + rng.uniform(-0.1, 0.1)),
-            fill=_scaled(colour, rng.uniform(1.1, 1.35)),
-            width=max(1, int(thick * 0.14)),
-        )
+        stripe = _shifted(line, widths, offset + rng.uniform(-0.1, 0.1))
+        pen.line(stripe, fill=_scaled(colour, rng.uniform(1.1, 1.35)), width=max(1, int(thick * 0.14)))
     for _ in range(rng.randrange(10, 50)):
         _dot(pen, _jittered(rng, rng.choice(line), thick * 0.9), thick * 0.06, _scaled(colour, rng.choice((0.65, 1.5))))
     _dot(pen, line[0], thick * 0.5, _scaled(colour, 1.4))
@@ -192,10 +182,8 @@ def _clutter(rng: random.Random, picture: Image.Image, at_edge: bool = False) ->
         pen.polygon(_corners(rng, (x, y), size, 4), fill=255)
     elif kind == "knife":
         turn = rng.uniform(0, math.pi)
-        ends = [
-            (x - math.cos(turn) * 2 * size, y - math.sin(turn) * 2 * size),
-            (x + math.cos(turn) * 2 * size, y + math.sin(turn) * 2 * size),
-        ]
+        dx, dy = 2 * size * math.cos(turn), 2 * size * math.sin(turn)
+        ends = [(x - dx, y - dy), (x + dx, y + dy)]
         pen.line(ends, fill=255, width=max(2, int(size * 0.16)))
     else:
         pen.polygon(_corners(rng, (x, y), size * 0.8, 3), fill=255)
@@ -206,8 +194,9 @@ def _lay(picture: Image.Image, mask: Image.Image, paint: Image.Image, light: flo
     """Put a fruit into the picture: its shadow beside it, its surface lit as if it bulged, with a soft highlight."""
     dx, dy = math.cos(light), math.sin(light)
     away = int(length * 0.05)
-    shadow = ImageChops.offset(mask, int(-dx * away), int(-dy * away)).filter(ImageFilter.GaussianBlur(length * 0.04))
-    picture.paste((25, 20, 20), None, shadow.point(lambda v: v * 0.55))
+    shadow = Image.new("L", mask.size)
+    shadow.paste(mask.point(lambda v: v * 0.55), (int(-dx * away), int(-dy * away)))
+    picture.paste((25, 20, 20), None, shadow.filter(ImageFilter.GaussianBlur(length * 0.04)))
     height = np.asarray(mask.filter(ImageFilter.GaussianBlur(length * 0.055)), np.float32) / 255
     slope_y, slope_x = np.gradient(height)
     facing = -(slope_x * dx + slope_y * dy) * length * 0.14 + (height - 0.6)
@@ -282,10 +271,8 @@ def _shifted(line: list[Point], widths: list[float], part: float) -> list[Point]
 def _corners(rng: random.Random, middle: Point, radius: float, n: int) -> list[Point]:
     turn = rng.uniform(0, 2 * math.pi)
     reach = [radius * rng.uniform(0.6, 1.3) for _ in range(n)]
-    return [
-        (middle[0] + r * math.cos(turn + 2 * math.pi * k / n), middle[1] + r * math.sin(turn + 2 * math.pi * k / n))
-        for k, r in enumerate(reach)
-    ]
+    angles = [turn + 2 * math.pi * k / n for k in range(n)]
+    return [(middle[0] + r * math.cos(a), middle[1] + r * math.sin(a)) for r, a in zip(reach, angles, strict=True)]
 
 
 def _jittered(rng: random.Random, point: Point, reach: float) -> Point:
