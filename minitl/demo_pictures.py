@@ -22,9 +22,9 @@ from .files import printable
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-APPLES: list[Colour] = [(190, 30, 35), (160, 20, 40), (205, 70, 45), (120, 170, 50), (150, 185, 70), (215, 190, 70), (225, 160, 60)]
-BANANAS: list[Colour] = [(235, 205, 60), (225, 190, 45), (240, 215, 100), (150, 180, 60), (115, 160, 55), (200, 160, 50)]
-CUCUMBERS: list[Colour] = [(45, 95, 40), (60, 120, 50), (35, 75, 40), (100, 145, 65), (130, 160, 70), (190, 180, 70)]
+APPLES: list[Colour] = [(190, 30, 35), (160, 20, 40), (205, 60, 45), (180, 40, 50), (120, 170, 50), (150, 185, 70), (225, 170, 60)]
+BANANAS: list[Colour] = [(235, 205, 60), (225, 190, 45), (240, 215, 100), (230, 195, 70), (210, 175, 60), (160, 180, 60), (115, 160, 55)]
+CUCUMBERS: list[Colour] = [(45, 95, 40), (60, 120, 50), (35, 75, 40), (70, 110, 55), (100, 145, 65), (130, 160, 70), (190, 180, 70)]
 GROUNDS: list[Colour] = [
     (150, 105, 65), (95, 65, 45), (225, 220, 210), (190, 195, 200), (70, 75, 80), (120, 140, 160), (180, 150, 120), (85, 120, 75)
 ]  # fmt: skip
@@ -52,15 +52,15 @@ def draw_photo(name: str, rng: random.Random, size: int) -> Image.Image:
     """One RGB picture of `name`, a key of DRAWN: a ground, things lying about, one to three fruits, light and grain."""
     s = 2 * size  # drawn twice as large, for smooth edges
     picture = _ground(rng, s)
-    for _ in range(rng.randrange(5)):
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         _clutter(rng, picture)
     light = rng.uniform(0, 2 * math.pi)
     colours, draw = DRAWN[name]
     colour = _vary(rng, rng.choice(colours), 18)
-    count = rng.choice((1, 1, 1, 2, 2, 3))
+    count = rng.choice((1, 1, 1, 1, 1, 2, 2, 3))
     for k in range(count):
-        length = s * rng.uniform(0.55, 0.85) * (1, 0.8, 0.68)[count - 1]
-        spread = 0.14 if count == 1 else 0.24
+        length = s * rng.uniform(0.7, 0.95) * (1, 0.8, 0.7)[count - 1]
+        spread = 0.1 if count == 1 else 0.22
         middle = (s * (0.5 + rng.uniform(-spread, spread)), s * (0.5 + rng.uniform(-spread, spread)))
         mask, paint = draw(rng, s, length, middle, _vary(rng, colour, 10) if k else colour)
         _lay(picture, mask, paint, light, length)
@@ -169,7 +169,7 @@ def _clutter(rng: random.Random, picture: Image.Image, at_edge: bool = False) ->
     x, y = rng.uniform(0, s), rng.uniform(0, s)
     if at_edge:
         x = rng.choice((rng.uniform(-0.06, 0.06), rng.uniform(0.94, 1.06))) * s
-    colour = tuple(rng.randrange(30, 240) for _ in range(3))
+    colour = _vary(rng, rng.choice(GROUNDS), 40)
     size = s * rng.uniform(0.08, 0.3)
     layer = Image.new("L", picture.size)
     pen = ImageDraw.Draw(layer)
