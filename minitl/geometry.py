@@ -38,7 +38,7 @@ def pad_axis(rule: str, size: int, window: int, stride: int) -> Pair:
     if rule == "torch":
         return window // 2, window // 2
     if rule == "keras" and stride == 2:
-        return 0, window - 2
+        return 0, max(window - 2, 0)
     if rule in ("same", "keras"):
         outputs = -(-size // stride)
         total = max((outputs - 1) * stride + window - size, 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
@@ -58,6 +59,8 @@ class Graph:
             if node.name in self.shapes:
                 raise MinitlError(f"two nodes are called {node.name!r}: names must differ")
             try:
+                if node.layer.arity not in (0, len(node.inputs)):
+                    raise ValueError(f"reads {node.layer.arity} nodes, found {len(node.inputs)}: {', '.join(node.inputs)}")
                 self.shapes[node.name] = node.layer.output_shape(*self.input_shapes(node))
             except KeyError as unknown:
                 raise MinitlError(f"node {node.name!r} reads {unknown}, which does not come before it") from None
@@ -68,7 +71,8 @@ class Graph:
         for node in self.nodes:
             if node.name == name:
                 return node
-        close = [node.name for node in self.nodes if name.lower() in node.name.lower()][:5]
+        names = [node.name for node in self.nodes]
+        close = [known for known in names if name.lower() in known.lower()][:5] or get_close_matches(name, names, n=5)
         raise MinitlError(f"there is no layer {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "; see `minitl info`"))
 
     @property
@@ -90,9 +94,9 @@ class Graph:
     def initialise(self, seed: int) -> Graph:
         """Draw all parameters anew; the same seed gives the same numbers. Returns self."""
         self.params = {name: {} for name in self.param_shapes()}
-        for node, generator in zip(self.nodes, np.random.default_rng(seed).spawn(len(self.nodes)), strict=True):
+        for node, own_seed in zip(self.nodes, np.random.SeedSequence(seed).spawn(len(self.nodes)), strict=True):
             if node.name in self.params:
-                self.params[node.name] = node.layer.initialise(generator, *self.input_shapes(node))
+                self.params[node.name] = node.layer.initialise(np.random.default_rng(own_seed), *self.input_shapes(node))
         return self
 
     def load(self, arrays: Mapping[str, Array]) -> Graph:
@@ -147,7 +151,7 @@ class Graph:
         return found
 
     def freeze(self, pattern: str = "*", channels: Array | None = None) -> Graph:
-        """Freeze what the pattern matches; channels (C,) bool freezes only the output channels that are True. Returns self."""
+        """Freeze what the pattern matches; channels (C,) bool freezes exactly the output channels that are True. Returns self."""
         for name in self.match(pattern):
             size = self.shapes[name][-1]
             if channels is not None and (channels.dtype != bool or channels.shape != (size,)):
@@ -176,7 +180,7 @@ class Graph:
             for node, mask in masks
             if np.any(mask)
             for name in node.layer.trainable
-            if name in self.params[node.name]
+            if name in node.layer.param_shapes(*self.input_shapes(node))
         ]
 
     def needs_gradient(self) -> set[str]:
@@ -213,8 +217,11 @@ class Graph:
         feeds: images (N, H, W, C), or {node: value} to start in the middle. Every value is dropped after its last reader.
         """
         values = dict(feeds) if isinstance(feeds, Mapping) else {INPUT: feeds}
-        targets = set(wanted) or {self.output}
-        needed = self._ancestors(targets, set(values))
+        targets = list(dict.fromkeys(wanted)) or [self.output]
+        for name in targets:
+            if name not in self.shapes:
+                self[name]  # raises, with suggestions
+        needed = self._ancestors(set(targets), set(values))
         last_reader = {name: node.name for node in needed for name in node.inputs}
         for node in needed:
             xs = [values[name] for name in node.inputs]
@@ -237,10 +244,12 @@ class Graph:
     def forward(self, feeds: Array | Mapping[str, Array], rng: Any = None, ops: ModuleType = kernels) -> tuple[Array, Tape]:
         """One forward pass in training: the output (N, ...) and the tape for backward.
 
-        feeds as in evaluate. rng: numpy Generator for Dropout. Frozen layers behave as in a trained network.
+        feeds as in evaluate, but nothing that training changes. rng: numpy Generator for Dropout.
+        Frozen layers behave as in a trained network.
         """
         values = dict(feeds) if isinstance(feeds, Mapping) else {INPUT: feeds}
         needing = self.needs_gradient()
+        assert not needing & values.keys(), "a value that training changes was fed"
         tape: Tape = {}
         steps = self._ancestors({self.output}, set(values))
         last_reader = {name: node.name for node in steps for name in node.inputs}
@@ -271,7 +280,7 @@ class Graph:
             dxs, grads_of_node = node.layer.backward(ops, params, gradients.pop(node.name), cache, need_dx)
             if grads_of_node:
                 grads[node.name] = grads_of_node
-            for name, dx in zip(node.inputs, dxs, strict=False):
+            for name, dx in zip(node.inputs if need_dx else (), dxs, strict=True):
                 if name in needing:
                     gradients[name] = gradients[name] + dx if name in gradients else dx
         return grads

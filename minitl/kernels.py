@@ -369,12 +369,11 @@ def relu6_dx(dy: Array, y: Array) -> Array:
     return _clamped_dx(dy, y, 6.0)
 
 
-# ---- pooling: one loop serves the forward and the backward pass of each kind
+# ---- pooling: only the real pixels of a window are visited
 
 
 @njit
-def _average_pool(x, kh, kw, sh, sw, top, left, y, backward):  # type: ignore[no-untyped-def]
-    """Forward: x -> y. Backward: the gradient in y is spread into x, which starts at zero."""
+def _average_pool(x, kh, kw, sh, sw, top, left, y):  # type: ignore[no-untyped-def]
     batch, height, width, channels = x.shape
     for n in range(batch):
         for r in range(y.shape[1]):
@@ -382,20 +381,30 @@ def _average_pool(x, kh, kw, sh, sw, top, left, y, backward):  # type: ignore[no
             for c in range(y.shape[2]):
                 first_column, last_column = max(c * sw - left, 0), min(c * sw - left + kw, width)
                 share = 1.0 / ((last_row - first_row) * (last_column - first_column))
-                if not backward:
-                    for k in range(channels):
-                        y[n, r, c, k] = 0
+                for k in range(channels):
+                    y[n, r, c, k] = 0
                 for row in range(first_row, last_row):
                     for column in range(first_column, last_column):
-                        if backward:
-                            for k in range(channels):
-                                x[n, row, column, k] += y[n, r, c, k] * share
-                        else:
-                            for k in range(channels):
-                                y[n, r, c, k] += x[n, row, column, k]
-                if not backward:
-                    for k in range(channels):
-                        y[n, r, c, k] *= share
+                        for k in range(channels):
+                            y[n, r, c, k] += x[n, row, column, k]
+                for k in range(channels):
+                    y[n, r, c, k] *= share
+
+
+@njit
+def _average_pool_dx(dy, kh, kw, sh, sw, top, left, dx):  # type: ignore[no-untyped-def]
+    batch, height, width, channels = dx.shape
+    dx[:] = 0
+    for n in range(batch):
+        for r in range(dy.shape[1]):
+            first_row, last_row = max(r * sh - top, 0), min(r * sh - top + kh, height)
+            for c in range(dy.shape[2]):
+                first_column, last_column = max(c * sw - left, 0), min(c * sw - left + kw, width)
+                share = 1.0 / ((last_row - first_row) * (last_column - first_column))
+                for row in range(first_row, last_row):
+                    for column in range(first_column, last_column):
+                        for k in range(channels):
+                            dx[n, row, column, k] += dy[n, r, c, k] * share
 
 
 @njit
@@ -446,14 +455,14 @@ def global_average_pool_dx(dy: Array, hw: Pair) -> Array:
 def average_pool(x: Array, window: Pair, strides: Pair, padding: Padding) -> Array:
     """(N, H, W, C) -> (N, OH, OW, C)."""
     y = np.empty((x.shape[0], *output_hw(x.shape[1], x.shape[2], window, strides, padding), x.shape[3]), x.dtype)
-    _average_pool(x, *window, *strides, padding[0], padding[2], y, False)
+    _average_pool(x, *window, *strides, padding[0], padding[2], y)
     return y
 
 
 def average_pool_dx(dy: Array, window: Pair, strides: Pair, padding: Padding, hw: Pair) -> Array:
     """(N, OH, OW, C) -> (N, H, W, C) with (H, W) = hw."""
-    dx = np.zeros((dy.shape[0], *hw, dy.shape[3]), dy.dtype)
-    _average_pool(dx, *window, *strides, padding[0], padding[2], dy, True)
+    dx = np.empty((dy.shape[0], *hw, dy.shape[3]), dy.dtype)
+    _average_pool_dx(dy, *window, *strides, padding[0], padding[2], dx)
     return dx
 
 

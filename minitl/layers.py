@@ -30,6 +30,7 @@ Training = bool | np.ndarray
 class Layer:
     """One step of a network, and the defaults: same shape out as in, no parameters, no work worth counting."""
 
+    arity: ClassVar[int] = 1  # how many inputs it reads; 0: any number
     trainable: ClassVar[tuple[str, ...]] = ()  # names of the parameters that gradients change; a BatchNorm has others beside them
 
     def output_shape(self, *shapes: Shape) -> Shape:
@@ -313,7 +314,19 @@ class GlobalAveragePool(Layer):
 
 
 @dataclass(frozen=True)
-class AveragePool(_Windowed):
+class _Pool(_Windowed):
+    """A window that must meet at least one real pixel wherever it lies: the mean or maximum of nothing is not a number."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """(H, W, C) -> (OH, OW, C)."""
+        top, bottom, left, right = self.pads(shapes[0])
+        if max(top, bottom) >= self.window[0] or max(left, right) >= self.window[1]:
+            raise ValueError(f"padding {(top, bottom, left, right)} is as large as its window {self.window}: use less padding")
+        return super().output_shape(*shapes)
+
+
+@dataclass(frozen=True)
+class AveragePool(_Pool):
     """(N, H, W, C) -> (N, OH, OW, C): mean of each window, padding not counted."""
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
@@ -327,7 +340,7 @@ class AveragePool(_Windowed):
 
 
 @dataclass(frozen=True)
-class MaxPool(_Windowed):
+class MaxPool(_Pool):
     """(N, H, W, C) -> (N, OH, OW, C): maximum of each window."""
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
@@ -378,9 +391,11 @@ class Flatten(Reshape):
 class Add(Layer):
     """Sum of two inputs of the same shape."""
 
+    arity: ClassVar[int] = 2
+
     def output_shape(self, *shapes: Shape) -> Shape:
         """That of the inputs."""
-        if len(shapes) != 2 or shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1]:
             raise ValueError(f"needs two inputs of one shape, found {' and '.join(map(str, shapes))}")
         return shapes[0]
 
@@ -396,6 +411,8 @@ class Add(Layer):
 @dataclass(frozen=True)
 class Concat(Layer):
     """Inputs of one height and width, their channels side by side."""
+
+    arity: ClassVar[int] = 0
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """(..., C1), (..., C2), ... -> (..., C1 + C2 + ...)."""

@@ -3,7 +3,7 @@
 In and out: arrays, numbers and tuples; nothing is kept, nothing is changed in place. Images are NHWC, convolution kernels HWIO,
 depthwise kernels HWC, dense kernels (in, out); padding is four numbers (top, bottom, left, right) from geometry.py.
 kernels.py has the same functions under the same names for speed; tests run one body over both. Any float dtype works, and
-float64 is what the finite differences in the tests use. The integer kernels have their own file, integer.py.
+float64 is what the finite differences in the tests use. The integer kernels have their own file, reference_int8.py.
 
 `dy` is the gradient of the loss with respect to `y`. A function NAME_dx returns the gradient for the input of NAME, NAME_dkernel
 the one for its kernel.
@@ -171,7 +171,7 @@ def relu(x: Array) -> Array:
 
 def relu_dx(dy: Array, y: Array) -> Array:
     """dy where the output is positive, else 0."""
-    return dy * (y > 0)
+    return np.where(y > 0, dy, dy.dtype.type(0))
 
 
 def relu6(x: Array) -> Array:
@@ -181,7 +181,7 @@ def relu6(x: Array) -> Array:
 
 def relu6_dx(dy: Array, y: Array) -> Array:
     """dy where the output lies strictly between the bounds, else 0."""
-    return dy * ((y > 0) & (y < 6))
+    return np.where((y > 0) & (y < 6), dy, dy.dtype.type(0))
 
 
 # ---- pooling
@@ -234,12 +234,12 @@ def max_pool(x: Array, window: Pair, strides: Pair, padding: Padding) -> Array:
 
 def max_pool_dx(dy: Array, x: Array, y: Array, window: Pair, strides: Pair, padding: Padding) -> Array:
     """-> (N, H, W, C): the whole gradient goes to the first pixel of the window (row by row) that holds the maximum."""
-    padded = _pad(x, padding, -np.inf)
-    dx = np.zeros_like(padded)
+    padded = _pad(x, padding, np.nan)  # equal to nothing: no gradient can end in the padding
+    dx = np.zeros(padded.shape, dy.dtype)
     taken = np.zeros(y.shape, bool)
     for _, _, tap in _taps(window, strides, y.shape[1:3]):
         here = (padded[tap] == y) & ~taken
-        dx[tap] += dy * here
+        dx[tap] += np.where(here, dy, dy.dtype.type(0))
         taken |= here
     return _unpad(dx, padding)
 

@@ -5,13 +5,14 @@ In: choices (BatchNorm or folded, activation, padding rule, ...), checked here s
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from ..errors import MinitlError
-from ..geometry import RULES
 from ..graph import INPUT, Graph, Node
 from ..layers import BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, GlobalAveragePool, Layer, ReLU, ReLU6
 
+PADDINGS = ("same", "keras", "torch")
 ACTIVATIONS: dict[str, type[Layer]] = {"relu6": ReLU6, "relu": ReLU}
 LARGEST_SIZE, LARGEST_ALPHA, MOST_CLASSES = 4096, 4.0, 100_000
 
@@ -39,7 +40,7 @@ class Blocks:
     ) -> None:
         def check(name: str, value: Any, good: bool, expected: str) -> None:
             if not good:
-                raise MinitlError(f"argument {name} of the network must be {expected}, found {value!r}")
+                raise MinitlError(f"argument {name} of the network must be {expected}, found {reprlib.repr(value)}")
 
         def number(value: Any, low: float, high: float) -> bool:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
@@ -50,7 +51,7 @@ class Blocks:
             "input_shape",
             input_shape,
             whole and all(32 <= n <= LARGEST_SIZE for n in shape[:2]) and 1 <= shape[2] <= 64,
-            f"[height, width, channels] with 32 to {LARGEST_SIZE} pixels",
+            f"[height, width, channels] with 32 to {LARGEST_SIZE} pixels and 1 to 64 channels",
         )
         check("alpha", alpha, number(alpha, 0.05, LARGEST_ALPHA), f"a width multiplier between 0.05 and {LARGEST_ALPHA}")
         check("classes", classes, classes is None or (type(classes) is int and 1 <= classes <= MOST_CLASSES), "null or a number of classes")
@@ -59,7 +60,7 @@ class Blocks:
         check("use_bias", use_bias, isinstance(use_bias, bool), "true or false")
         check("epsilon", epsilon, number(epsilon, 1e-12, 1), "between 1e-12 and 1")
         check("momentum", momentum, number(momentum, 0, 1), "between 0 and 1")
-        check("padding", padding, padding in list(RULES), f"one of {', '.join(RULES)}")
+        check("padding", padding, padding in list(PADDINGS), f"one of {', '.join(PADDINGS)}")
         check("dropout", dropout, number(dropout, 0, 0.99), "between 0 and 0.99")
         self.input_shape = tuple(shape)
         self.classes, self.batch_norm, self.padding, self.dropout = classes, batch_norm, padding, dropout

@@ -34,11 +34,11 @@ def mobilenet_v2(
 ) -> Blocks:
     """alpha: width multiplier, filters rounded to 8; the last convolution has at least 1280. classes None: no classifier.
 
-    padding: 'same' (TensorFlow, and Keras' correct_pad, which equals it at every size), or 'torch'.
+    padding: 'same' (TensorFlow), 'keras' (the same here: Keras' correct_pad equals it at every size), or 'torch'.
     """
     net = Blocks(
         input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm,
-        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding=padding, dropout=dropout,
+        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding="same" if padding == "keras" else padding, dropout=dropout,
     )  # fmt: skip
     channels = divisible_by_8(32 * alpha)
     net.conv("Conv1", channels, 3, 2, "bn_Conv1", "Conv1_relu")
