@@ -511,8 +511,8 @@ def _manual(
         f"RAM: {size.arena:,} bytes, the arena. {name}_run has a static one, so that two calls must not run at the same time. "
         f"If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, logits) with {upper}_ARENA_BYTES bytes of "
         "yours, at any address, free for other use between calls. Image and logits are yours in either case; the image may be const.",
-        "Stack: no recursion, no arrays, calls at most four deep: below 512 bytes (gcc -fstack-usage, -Os to -O3, x86-64 and Cortex-M4). "
-        "No heap.",
+        "Stack: no recursion, no arrays, calls at most four deep; with gcc (-fstack-usage, x86-64 and Cortex-M4) below 512 bytes at -Os "
+        "and -O2, below 1,024 at -O3. No heap.",
         f"Flash: {sum(size.constants.values()):,} bytes of constants ({parts}), held by a compile-time check. Code comes on top: a few "
         "kilobytes, depending on the compiler.",
     )

@@ -102,4 +102,5 @@ def plan(graph: IntegerGraph) -> Plan:
     where = {name: (ARENA, offset) for buffer, offset in placed for name in buffer.tensors}
     where |= {name: (LOGITS, 0) for name in root if root[name] == root[graph.output]}
     where |= {name: (IMAGE, 0) for name in root if root[name] == root[graph.input]}
+    where[graph.output] = (LOGITS, 0)  # even where it is the image under another shape: then the last reshape is a copy
     return Plan(where, max((offset + b.size for b, offset in placed), default=0), placed)

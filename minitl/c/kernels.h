@@ -28,6 +28,8 @@ static int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t shift)
     return (high >> right) + ((high & mask) > half ? 1 : 0);
 }
 
+/* == clamp == */
+
 /* a + zero, clamped to low..high, for low and high within int8; the clamp comes first, so that the sum cannot overflow. */
 static int8_t minitl_clamp(int32_t a, int32_t zero, int32_t low, int32_t high)
 {
@@ -61,7 +63,7 @@ static int32_t minitl_last(int32_t start, int32_t size, int32_t limit)
     return start + size > limit ? limit - start : size;
 }
 
-/* == conv2d (needs round, window) == */
+/* == conv2d (needs round, clamp, window) == */
 
 /* Convolution. kernel[output][row][column][channel]; padding is skipped, since a padded pixel is a real zero. */
 static void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
@@ -93,7 +95,7 @@ static void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, co
     }
 }
 
-/* == pointwise (needs round, window) == */
+/* == pointwise (needs round, clamp, window) == */
 
 /* Convolution with a 1x1 window: kernel[output][channel]; bias has the input's zero point folded in. Two pixels times two
    outputs at once, so that each load serves two products; where a pixel or an output has no partner it is its own. */
@@ -126,7 +128,7 @@ static void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g,
     }
 }
 
-/* == depthwise_conv2d (needs round, window) == */
+/* == depthwise_conv2d (needs round, clamp, window) == */
 
 /* Each channel with its own window: kernel[row][column][channel]. */
 static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
@@ -153,7 +155,7 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
     }
 }
 
-/* == dense (needs round) == */
+/* == dense (needs round, clamp) == */
 
 /* kernel[output][input]; bias has the input's zero point folded in. */
 static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, int32_t outputs, const int8_t *kernel, const int32_t *bias,
@@ -170,7 +172,7 @@ static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, int32_t out
     }
 }
 
-/* == average_pool (needs round, window) == */
+/* == average_pool (needs clamp, window) == */
 
 /* Mean of the pixels under the window, halves away from zero; padding is not counted. */
 static void minitl_average_pool(const int8_t *x, int8_t *y, const minitl_window *g)
@@ -197,7 +199,7 @@ static void minitl_average_pool(const int8_t *x, int8_t *y, const minitl_window 
     }
 }
 
-/* == max_pool (needs round, window) == */
+/* == max_pool (needs clamp, window) == */
 
 /* Largest value under the window; padding never wins. */
 static void minitl_max_pool(const int8_t *x, int8_t *y, const minitl_window *g)
@@ -223,7 +225,7 @@ static void minitl_max_pool(const int8_t *x, int8_t *y, const minitl_window *g)
     }
 }
 
-/* == global_mean (needs round) == */
+/* == global_mean (needs round, clamp) == */
 
 /* Mean of every channel over all pixels; the division is part of the multiplier. */
 static void minitl_global_mean(const int8_t *x, int8_t *y, int32_t pixels, int32_t channels, int32_t multiplier, int32_t shift,
@@ -239,7 +241,7 @@ static void minitl_global_mean(const int8_t *x, int8_t *y, int32_t pixels, int32
     }
 }
 
-/* == add (needs round) == */
+/* == add (needs round, clamp) == */
 
 /* Numbers of a sum: first input, second input, output; clamp of the output. */
 typedef struct {
@@ -271,7 +273,7 @@ static void minitl_copy_rows(const int8_t *x, int8_t *y, int32_t rows, int32_t s
     }
 }
 
-/* == rescale (needs round) == */
+/* == rescale (needs round, clamp) == */
 
 /* The same real values on another scale and zero point. */
 static void minitl_rescale(const int8_t *x, int8_t *y, int32_t size, int32_t multiplier, int32_t shift, int32_t in_zero, int32_t out_zero)
