@@ -28,6 +28,7 @@ import PIL
 
 from .errors import MinitlError
 from .files import write_atomically
+from .folders import difference_hash
 from .graph import INPUT, Graph
 from .images import PhotoError, Recipe, digest, photos_ahead, read_bytes, read_photo
 from .layers import Array, Shape
@@ -99,14 +100,22 @@ def cache_key(graph: Graph, recipe: Recipe) -> str:
     return sha.hexdigest()
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is known of one photo: its features (F,), and its difference hash (folders.py), which the split needs."""
+
+    values: Array
+    look: int
+
+
 class Cache:
     """The rows of one key. folder None: nothing is kept on disk. `problem` says why the disk could not be used, if so."""
 
     def __init__(self, folder: Path | None, key: str, width: int) -> None:
         self.width = width
-        self.rows: dict[str, Array] = {}
+        self.rows: dict[str, Row] = {}
         self.problem = ""
-        self._fresh: dict[str, Array] = {}
+        self._fresh: dict[str, Row] = {}
         self._written = time.monotonic()
         self.folder = folder / "features" / key[:32] if folder else None
         if self.folder:
@@ -120,15 +129,17 @@ class Cache:
     def _read(self, path: Path) -> None:
         try:
             arrays = unpack(path.read_bytes(), str(path))
-            keys, values = arrays["keys"], arrays["values"]
-            if keys.shape != (len(values), 32) or values.shape[1:] != (self.width,) or values.dtype != np.float32:
+            keys, looks, values = arrays["keys"], arrays["looks"], arrays["values"]
+            shapes = (keys.shape, looks.shape, values.shape)
+            if shapes != ((len(values), 32), (len(values), 8), (len(values), self.width)) or values.dtype != np.float32:
                 raise MinitlError(f"{path} holds rows of another shape")
         except (MinitlError, KeyError):
             path.unlink(missing_ok=True)  # damaged: ours to throw away and compute again
             return
-        self.rows.update(zip((bytes(key).hex() for key in keys), values, strict=True))
+        for key, look, row in zip(keys, looks, values, strict=True):
+            self.rows[bytes(key).hex()] = Row(row, int.from_bytes(bytes(look), "big"))
 
-    def add(self, key: str, row: Array) -> None:
+    def add(self, key: str, row: Row) -> None:
         """Keep a row; now and then write those that came since the last time."""
         self.rows[key] = self._fresh[key] = row
         if len(self._fresh) >= ROWS_PER_FILE or time.monotonic() - self._written > SECONDS_PER_FILE:
@@ -137,11 +148,14 @@ class Cache:
     def flush(self) -> None:
         """Write what is not on disk yet. A disk that cannot be written costs the cache, not the work."""
         if self._fresh and self.folder:
-            keys = np.array([list(bytes.fromhex(key)) for key in self._fresh], np.uint8)
+            rows = list(self._fresh.values())
+            arrays = {
+                "keys": np.array([list(bytes.fromhex(key)) for key in self._fresh], np.uint8),
+                "looks": np.array([list(row.look.to_bytes(8, "big")) for row in rows], np.uint8),
+                "values": np.stack([row.values for row in rows]),
+            }
             try:
-                write_atomically(
-                    self.folder / f"{secrets.token_hex(8)}.npz", pack({"keys": keys, "values": np.stack(list(self._fresh.values()))})
-                )
+                write_atomically(self.folder / f"{secrets.token_hex(8)}.npz", pack(arrays))
             except MinitlError as error:
                 self.problem, self.folder = str(error), None
         self._fresh, self._written = {}, time.monotonic()
@@ -154,12 +168,14 @@ class Cache:
 class Extraction:
     """What came of reading photos: features of the good ones, and the rest by name.
 
-    kept: indices into the paths, one per row. digests: of the kept photos. skipped: (path, reason). reused: rows taken from the cache.
+    kept: indices into the paths, one per row. digests, looks: of the kept photos, for folders.split. skipped: (path, reason).
+    reused: how many rows came from the cache.
     """
 
     features: Features
     kept: list[int]
     digests: list[str]
+    looks: list[int]
     skipped: list[tuple[Path, str]]
     reused: int
     cache_problem: str = ""
@@ -184,7 +200,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
             return error
 
     rows: list[Array] = []
-    result = Extraction(Features(np.zeros((0, width), np.float32), parts, recipe), [], [], [], 0)
+    result = Extraction(Features(np.zeros((0, width), np.float32), parts, recipe), [], [], [], [], 0)
     try:
         for index, (path, found) in enumerate(photos_ahead(read, paths)):
             if isinstance(found, PhotoError):
@@ -194,8 +210,10 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
                 if photo is None:
                     result.reused += 1
                 elif key not in store.rows:
-                    store.add(key, photo.reshape(-1) if pixels else features_of(graph, recipe, photo, parts))
-                rows.append(store.rows[key])
+                    values = photo.reshape(-1) if pixels else features_of(graph, recipe, photo, parts)
+                    store.add(key, Row(values, difference_hash(photo)))
+                rows.append(store.rows[key].values)
+                result.looks.append(store.rows[key].look)
                 result.kept.append(index)
                 result.digests.append(key)
             if progress:

@@ -63,11 +63,10 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened: all epochs, which one was kept (counted from 1), and whether the user stopped it."""
+    """What happened: all epochs, and which one was kept (counted from 1)."""
 
     epochs: list[Epoch]
     best: int = 0
-    interrupted: bool = False
 
 
 class SGD:
@@ -133,7 +132,7 @@ def fit(
 ) -> History:
     """Train what is not frozen; afterwards the graph holds the parameters of the epoch with the lowest validation loss.
 
-    report(epoch, seconds left at most) is called after every epoch. Ctrl-C ends the training early and keeps the best so far.
+    report(epoch, seconds left at most) is called after every epoch.
     Raises MinitlError where nothing can be trained, or where the loss is no longer a number.
     """
     if not graph.trainable():
@@ -143,28 +142,23 @@ def fit(
     targets = one_hot(train_labels, graph.shapes[graph.output][0])
     batches = math.ceil(len(train) / settings.batch)
     history, best_loss, best_params, started = History([]), math.inf, _snapshot(graph), time.monotonic()
-    try:
-        for epoch in range(1, settings.epochs + 1):
-            order = rng.permutation(len(train))
-            seen = np.zeros_like(targets)
-            for i, chosen in enumerate(np.array_split(order, batches)):
-                done = (epoch - 1 + i / batches) / settings.epochs
-                rate = settings.rate * 0.5 * (1 + math.cos(math.pi * done))
-                seen[chosen] = train_step(graph, train.feeds(chosen), targets[chosen], optimiser, rate, rng)
-            line = Epoch(epoch, *loss_and_accuracy(seen, train_labels), *loss_and_accuracy(predict(graph, val), val_labels))
-            if not (math.isfinite(line.train_loss) and math.isfinite(line.val_loss)):
-                raise MinitlError(f"the loss is no longer a number in epoch {epoch}: use a smaller learning rate than {settings.rate:g}")
-            history.epochs.append(line)
-            if line.val_loss < best_loss:
-                best_loss, best_params, history.best = line.val_loss, _snapshot(graph), epoch
-            if report:
-                report(line, (time.monotonic() - started) / epoch * (settings.epochs - epoch))
-            if epoch - history.best >= settings.patience:
-                break
-    except KeyboardInterrupt:
-        history.interrupted = True
-        if not history.epochs:
-            raise
+    for epoch in range(1, settings.epochs + 1):
+        order = rng.permutation(len(train))
+        seen = np.zeros_like(targets)
+        for i, chosen in enumerate(np.array_split(order, batches)):
+            done = (epoch - 1 + i / batches) / settings.epochs
+            rate = settings.rate * 0.5 * (1 + math.cos(math.pi * done))
+            seen[chosen] = train_step(graph, train.feeds(chosen), targets[chosen], optimiser, rate, rng)
+        line = Epoch(epoch, *loss_and_accuracy(seen, train_labels), *loss_and_accuracy(predict(graph, val), val_labels))
+        if not (math.isfinite(line.train_loss) and math.isfinite(line.val_loss)):
+            raise MinitlError(f"the loss is no longer a number in epoch {epoch}: use a smaller learning rate than {settings.rate:g}")
+        history.epochs.append(line)
+        if line.val_loss < best_loss:
+            best_loss, best_params, history.best = line.val_loss, _snapshot(graph), epoch
+        if report:
+            report(line, (time.monotonic() - started) / epoch * (settings.epochs - epoch))
+        if epoch - history.best >= settings.patience:
+            break
     graph.params = best_params
     return history
 

@@ -17,14 +17,12 @@ import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .architectures import build, complete
 from .errors import MinitlError
-from .files import write_atomically
 from .graph import Graph
 from .images import Recipe
 
@@ -149,13 +147,11 @@ def _array(npy: bytes, what: str) -> np.ndarray:
 # ---- weights <-> file
 
 
-def save(path: str | Path, weights: Weights) -> str:
-    """Write the file, whole or not at all. Returns the content hash."""
+def to_bytes(weights: Weights) -> bytes:
+    """The content of a weights file, its hash included."""
     meta = weights.meta()
-    digest = content_hash(meta, weights.arrays)
-    text = np.frombuffer(_json(meta | {"sha256": digest}), np.uint8)
-    write_atomically(path, pack({JSON_ENTRY: text, **weights.arrays}))
-    return digest
+    text = _json(meta | {"sha256": content_hash(meta, weights.arrays)})
+    return pack({JSON_ENTRY: np.frombuffer(text, np.uint8), **weights.arrays})
 
 
 def is_npz(data: bytes) -> bool:

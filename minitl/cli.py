@@ -1,0 +1,542 @@
+"""The command line: words in, files and sentences out.
+
+Answers go to standard output, or one JSON object with --json; progress, notes and errors to standard error. Exit codes: 0 done, 1 a mistake
+in what was given (one sentence says which), 2 a command that cannot be understood, 130 Ctrl-C. Files are written whole or not at all,
+and nothing of the user's is changed but what -o names. Left out: any work; that is in transfer.py and model.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import MinitlError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .folders import Item
+    from .model import Model
+    from .transfer import Run
+
+OUTPUTS = ("model.npz", "model.h", "report.png", "report.json")
+
+GUIDE = """\
+the usual way:
+  minitl train PHOTOS --weights mobilenet.tflite -o out     photos/CLASS/*.jpg -> out/model.npz, out/model.h, out/report.png
+  minitl predict out/model.npz new.jpg                      what is on a photo?
+  minitl vectors out/model.npz PHOTOS -o check              inputs and answers, to test your own firmware with
+
+`minitl COMMAND --help` explains a command. Exit codes: 0 done, 1 a mistake in a file or folder, 2 usage, 130 Ctrl-C."""
+
+
+# ---- talking to the user
+
+
+class Console:
+    """Progress on standard error: one line that changes on a terminal, a line now and then elsewhere; nothing when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.terminal = quiet, sys.stderr.isatty()
+        self.started = self.shown = time.monotonic()
+        self.open = False
+
+    def say(self, line: str) -> None:
+        """A sentence of its own, shown also when quiet is off only."""
+        if not self.quiet:
+            self.close()
+            print(f"  {line}", file=sys.stderr)
+
+    def show(self, line: str, last: bool) -> None:
+        """A state that the next one replaces."""
+        now = time.monotonic()
+        if self.quiet or not (last or now - self.shown > (0.1 if self.terminal else 10)):
+            return
+        self.shown = now
+        if self.terminal:
+            print(f"\r\x1b[K  {line}", end="\n" if last else "", file=sys.stderr, flush=True)
+            self.open = not last
+        else:
+            print(f"  {line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End a line that still changes."""
+        if self.open:
+            print(file=sys.stderr)
+            self.open = False
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """A progress function for `what`, with the time left."""
+        started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            left = (time.monotonic() - started) / done * (total - done)
+            self.show(f"{what}: {done} of {total}, {duration(left)} left" if done < total else f"{what}: {total}", done == total)
+
+        return progress
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '3 min', '2.1 h'."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def percent(share: float) -> str:
+    """0.8641 -> '86.4 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+# ---- the commands
+
+
+def command_train(arguments: argparse.Namespace) -> int:
+    """Photos -> model, header, report."""
+    from . import model, transfer
+    from .emit_c import check_name
+
+    out = Path(arguments.output)
+    prepare_folder(out)
+    name = arguments.name or "model"
+    check_name(name)
+    console = Console(arguments.json)
+    backbone = model.find(need_weights(arguments.weights))
+    run = transfer.train(
+        backbone,
+        arguments.photos,
+        val=arguments.val,
+        freeze=arguments.freeze,
+        cache=cache_of(arguments),
+        notify=notify_of(console),
+        **{key: getattr(arguments, key) for key in ("epochs", "rate", "batch", "seed") if getattr(arguments, key) is not None},
+    )
+    write_run(run, out, name, arguments.photos)
+    if arguments.json:
+        print_json(run.report)
+    else:
+        print(summary(run, out))
+    return 0
+
+
+def cache_of(arguments: argparse.Namespace) -> Path | None:
+    """Where features are kept; None for --no-cache."""
+    from .features import default_cache
+
+    return None if arguments.no_cache else Path(arguments.cache) if arguments.cache else default_cache()
+
+
+def notify_of(console: Console) -> Any:
+    """The console as transfer.train wants it."""
+    from .training import Epoch
+    from .transfer import Notify
+
+    def epoch(line: Epoch, left: float) -> None:
+        console.show(
+            f"epoch {line.epoch}: loss {line.train_loss:.3f}, validation loss {line.val_loss:.3f}, "
+            f"accuracy {percent(line.val_accuracy)}, at most {duration(left)} left",
+            False,
+        )
+
+    counters: dict[int, Callable[[int, int], None]] = {}
+
+    def photos(done: int, total: int) -> None:
+        if done == 1:
+            counters[0] = console.counter("photos")
+        counters[0](done, total)
+
+    return Notify(console.say, photos, epoch)
+
+
+def need_weights(given: str | None) -> str:
+    """--weights is needed until a backbone comes with the package."""
+    if given is None:
+        raise MinitlError(
+            "--weights is missing: give a pretrained network (.tflite, .h5 or .npz; the README says where to get one), "
+            "or random:mobilenet_v1_0.25_96 to start from nothing"
+        )
+    return given
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the output folder and prove, before any work is done, that it can be written."""
+    from .files import write_atomically
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinitlError(f"the output folder {out} cannot be made ({error.strerror}); choose another one with -o") from None
+    probe = out / f".minitl-{os.getpid()}"
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def write_run(run: Run, out: Path, name: str, photos: str) -> None:
+    """All four files, together or not at all."""
+    from .files import write_together
+    from .report import draw, to_png
+    from .weights import to_bytes
+
+    page = draw(run.report, Path(photos))
+    report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
+    header = run.model.emit(name)
+    contents = (to_bytes(run.model.content()), header.encode(), to_png(page), report.encode("utf-8", "replace"))
+    write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
+
+
+def summary(run: Run, out: Path) -> str:
+    """What train prints at its end."""
+    val, integer = run.report["val"], run.model.quantise()
+    lines = [
+        f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
+        f"int8 network: {integer.macs():,} multiplications an image",
+    ]
+    if run.report["skipped"]:
+        lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
+                     f"{run.report['skipped'][0]['file']} ({run.report['skipped'][0]['reason']})")  # fmt: skip
+    return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS)}"])
+
+
+def command_evaluate(arguments: argparse.Namespace) -> int:
+    """How good is a model on labelled photos?"""
+    from . import folders, model, transfer
+
+    loaded = model.load(arguments.model)
+    listing = folders.list_folder(arguments.photos, loaded.classes)
+    items = validation_items(listing.items)
+    console = Console(arguments.json)
+    result = transfer.evaluate(loaded, items, arguments.int8, console.counter("photos"))
+    result.skipped[:0] = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
+    if arguments.json:
+        print_json(result.summary())
+        return 0
+    print(f"accuracy: {percent(result.accuracy)} of {len(result.items)} photos, {'int8' if arguments.int8 else 'float'}")
+    for name, row, i in zip(result.classes, result.confusion(), range(len(result.classes)), strict=True):
+        if sum(row):
+            wrong = sorted(((n, result.classes[j]) for j, n in enumerate(row) if j != i and n), reverse=True)[:3]
+            print(f"  {name}: {row[i]} of {sum(row)}" + "".join(f", {n} taken for {other}" for n, other in wrong))
+    for entry in result.skipped:
+        print(f"skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
+    return 0
+
+
+def validation_items(items: Sequence[Item]) -> list[Item]:
+    """Where a folder is divided, its validation photos; else all."""
+    return [item for item in items if item.part == "val"] or list(items)
+
+
+def command_predict(arguments: argparse.Namespace) -> int:
+    """What is on these photos?"""
+    from . import folders, model
+
+    loaded = model.load(arguments.model)
+    paths: list[Path] = []
+    named = set()
+    problems: list[tuple[str, str]] = []
+    for given in arguments.images:
+        found, passed = folders.find_photos(given)
+        paths += found
+        named |= set() if Path(given).is_dir() else {Path(given)}
+        problems += [(s.name, s.reason) for s in passed]
+    answers = loaded.predict(paths, arguments.int8)
+    problems += [(str(a.path), a.problem) for a in answers if a.problem]
+    good = [a for a in answers if not a.problem]
+    if arguments.json:
+        print_json(
+            {
+                "photos": [
+                    {"file": str(a.path), "classes": [{"name": n, "probability": p} for n, p in a.classes[: arguments.top]]} for a in good
+                ],
+                "skipped": [{"file": file, "reason": reason} for file, reason in problems],
+            }
+        )
+    else:
+        for a in good:
+            print(f"{a.path}: " + ", ".join(f"{name} {percent(p)}" for name, p in a.classes[: arguments.top]))
+        for file, reason in problems:
+            print(f"skipped {file}: {reason}", file=sys.stderr)
+    failed = any(a.problem and a.path in named for a in answers)
+    return 1 if failed or not good else 0
+
+
+def command_export(arguments: argparse.Namespace) -> int:
+    """Model -> C header."""
+    from . import model
+    from .emit_c import identifier_from
+    from .files import write_atomically
+
+    out = Path(arguments.output)
+    text = model.load(arguments.model).emit(arguments.name or identifier_from(out.name))
+    write_atomically(out, text.encode())
+    print(f"written: {out}")
+    return 0
+
+
+def command_convert(arguments: argparse.Namespace) -> int:
+    """Foreign weights -> our .npz."""
+    from . import model
+
+    loaded = model.load(arguments.foreign)
+    digest = loaded.save(arguments.output)
+    count = sum(array.size for array in loaded.graph.arrays().values())
+    print(f"written: {arguments.output}: {loaded.architecture}, {count:,} parameters, content hash {digest[:16]}")
+    for note in loaded.provenance.get("notes", []):
+        print(f"  note: {note}")
+    return 0
+
+
+def command_info(arguments: argparse.Namespace) -> int:
+    """What is in a weights file?"""
+    from . import model
+
+    loaded = model.load(arguments.file)
+    facts = describe(loaded)
+    if arguments.json:
+        print_json(facts)
+        return 0
+    print(f"{'layer':<32} {'type':<18} {'output':<14} {'parameters':>10} {'MACs':>12}  frozen")
+    for row in facts["layers"]:
+        shape = "x".join(map(str, row["output"]))
+        print(f"{row['name']:<32} {row['type']:<18} {shape:<14} {row['parameters']:>10,} {row['macs']:>12,}  {row['frozen']}")
+    print(f"\n{facts['architecture']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs an image")
+    for key in ("arguments", "recipe", "classes", "calibrated", "sha256", "provenance"):
+        print_facts(key, facts[key])
+    return 0
+
+
+def print_facts(key: str, value: Any, indent: str = "") -> None:
+    """A value as indented lines."""
+    if isinstance(value, dict) and value:
+        print(f"{indent}{key}:")
+        for inner, item in value.items():
+            print_facts(inner, item, indent + "  ")
+    elif isinstance(value, list) and value and isinstance(value[0], str):
+        print(f"{indent}{key}: {len(value)}: {', '.join(value[:20])}{', ...' if len(value) > 20 else ''}")
+    else:
+        print(f"{indent}{key}: {value}")
+
+
+def describe(loaded: Model) -> dict[str, Any]:
+    """All of `minitl info` as a dict."""
+    import numpy as np
+
+    def frozen(name: str) -> str:
+        mask = loaded.graph.frozen.get(name, False)
+        return f"{int(mask.sum())} of {mask.size} channels" if isinstance(mask, np.ndarray) else "yes" if mask else ""
+
+    layers = [
+        {
+            "name": node.name,
+            "type": type(node.layer).__name__,
+            "inputs": list(node.inputs),
+            "output": list(loaded.graph.shapes[node.name]),
+            "parameters": sum(array.size for array in loaded.graph.params.get(node.name, {}).values()),
+            "macs": node.layer.macs(*loaded.graph.input_shapes(node)),
+            "frozen": frozen(node.name),
+        }
+        for node in loaded.graph.nodes
+    ]
+    return {
+        "architecture": loaded.architecture,
+        "arguments": loaded.arguments,
+        "layers": layers,
+        "parameters": sum(row["parameters"] for row in layers),
+        "macs": sum(row["macs"] for row in layers),
+        "recipe": loaded.recipe.to_dict(),
+        "classes": loaded.classes,
+        "calibrated": bool(loaded.ranges),
+        "sha256": loaded.content().content_hash(),
+        "provenance": loaded.provenance,
+    }
+
+
+def command_vectors(arguments: argparse.Namespace) -> int:
+    """Test vectors for a user's own firmware."""
+    import numpy as np
+
+    from . import folders, model
+    from .files import write_together
+    from .images import PhotoError, read_photos
+
+    loaded = model.load(arguments.model)
+    integer = loaded.quantise()
+    try:
+        paths = [item.path for item in validation_items(folders.list_folder(arguments.photos, loaded.classes).items)]
+    except MinitlError:  # not arranged in classes: any photos will do
+        paths, _ = folders.find_photos(arguments.photos)
+    out = Path(arguments.output)
+    prepare_folder(out)
+    console = Console()
+    progress = console.counter("photos")
+    names, inputs, logits = [], [], []
+    for done, (path, found) in enumerate(read_photos(paths, loaded.recipe), start=1):
+        if isinstance(found, PhotoError):
+            console.say(f"skipped {found}")
+        else:
+            names.append(str(path))
+            inputs.append(loaded.recipe.quantise_pixels(found[None]))
+            logits.append(integer.run(inputs[-1]))
+        progress(done, len(paths))
+    if not names:
+        raise MinitlError(f"none of the photos in {arguments.photos} can be read")
+    listing = "".join(f"{name}\n" for name in names)
+    write_together(
+        {
+            out / "inputs.bin": np.concatenate(inputs).tobytes(),
+            out / "logits.bin": np.concatenate(logits).tobytes(),
+            out / "names.txt": listing.encode("utf-8", "replace"),
+        }
+    )
+    shape, classes = "x".join(map(str, loaded.graph.input_shape)), len(loaded.classes)
+    print(f"written: {out}: {len(names)} photos; inputs.bin: int8 {shape} each; logits.bin: int8 {classes} each; names.txt")
+    return 0
+
+
+def command_demo(arguments: argparse.Namespace) -> int:
+    """The whole path on pictures that are drawn here."""
+    from .demo import run_demo
+
+    return run_demo(Path(arguments.output), arguments.seed, Console())
+
+
+# ---- words -> commands
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line, and the help that teaches it."""
+    main_parser = argparse.ArgumentParser(
+        prog="minitl",
+        description="Transfer learning from a folder of photos to an int8 model in one C header.",
+        epilog=GUIDE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_parser.add_argument("--version", action="version", version=f"minitl {__version__}")
+    commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str, details: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=details,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.set_defaults(function=function)
+        return one
+
+    train = command("train", command_train, "train a classifier on a folder of photos", TRAIN_DETAILS)
+    train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
+    train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
+    train.add_argument("--weights", metavar="NAME|FILE", help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96")
+    train.add_argument(
+        "--freeze",
+        metavar="LAYER|all|none",
+        default="all",
+        help=FREEZE_HELP,
+    )
+    train.add_argument("--epochs", type=int, metavar="N", help="at most N passes over the photos (default 100)")
+    train.add_argument("--rate", type=float, metavar="R", help="first learning rate (default 0.05 for the classifier alone, else 0.01)")
+    train.add_argument("--batch", type=int, metavar="N", help="photos per step (default 32)")
+    train.add_argument("--seed", type=int, metavar="N", help="same seed, same files (default 0)")
+    train.add_argument("--val", metavar="FRACTION|FOLDER", help="photos to validate on: a share of each class (default 0.2), or a folder")
+    train.add_argument("--name", help="first part of all C names (default: model)")
+    train.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
+    train.add_argument("--no-cache", action="store_true", help="keep no features on disk")
+    train.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    one = command("evaluate", command_evaluate, "measure a model on labelled photos", EVALUATE_DETAILS)
+    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
+    one.add_argument("--int8", action="store_true", help="measure the int8 network, exactly as the C header computes")
+    one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped")
+
+    one = command("predict", command_predict, "say what is on photos", PREDICT_DETAILS)
+    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("images", metavar="IMAGE|FOLDER", nargs="+")
+    one.add_argument("--int8", action="store_true", help="ask the int8 network")
+    one.add_argument("--top", type=positive, metavar="K", default=3, help="how many answers (default 3)")
+    one.add_argument("--json", action="store_true")
+
+    one = command("export", command_export, "write a trained model as one C header", EXPORT_DETAILS)
+    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("-o", "--output", metavar="model.h", required=True)
+    one.add_argument("--name", help="first part of all C names (default: the header's own name)")
+
+    one = command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS)
+    one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
+    one.add_argument("-o", "--output", metavar="weights.npz", required=True)
+
+    one = command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS)
+    one.add_argument("file", metavar="FILE")
+    one.add_argument("--json", action="store_true")
+
+    one = command("vectors", command_vectors, "write inputs and exact answers, to test your own firmware with", VECTORS_DETAILS)
+    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("photos", metavar="PHOTOS")
+    one.add_argument("-o", "--output", metavar="DIR", required=True)
+
+    one = command("demo", command_demo, "show the whole path on drawn pictures, from random weights to a checked C header", DEMO_DETAILS)
+    one.add_argument("-o", "--output", metavar="OUT", default="minitl-demo", help="folder for pictures and results (default: minitl-demo)")
+    one.add_argument("--seed", type=int, metavar="N", default=0)
+    return main_parser
+
+
+FREEZE_HELP = "what stays as it is: all but the classifier (default), nothing, or everything up to LAYER"
+PREDICT_DETAILS = "Exit code 1 if a photo that was named, or all of them, cannot be read."
+EXPORT_DETAILS = "No photos are needed: the model remembers its calibration."
+INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in the last training."
+TRAIN_DETAILS = """\
+The backbone stays as it is; its features are computed once per photo and kept in a cache, a new softmax classifier is trained on
+them, and the validation photos decide when to stop. --freeze conv_pw_11 trains everything above that layer as well (names: minitl
+info), --freeze none the whole network. Photos that cannot be read are named, skipped and counted.
+
+  minitl train photos --weights mobilenet_v1_0.25_128_quant.tflite -o out
+"""
+EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
+CONVERT_DETAILS = """\
+The format is found by content. Preprocessing, padding rule, BatchNorm epsilon and class names come from the file where it has them,
+from its maker's documentation where not; what was assumed is printed, and stays in the file.
+"""
+VECTORS_DETAILS = """\
+inputs.bin  int8, N x height x width x 3: photos prepared and quantised as NAME_run() wants them
+logits.bin  int8, N x classes: what NAME_run() must answer, bit for bit
+names.txt   N lines: which photo it was
+"""
+DEMO_DETAILS = "Needs no network, no photos and no weights; a C compiler (cc, gcc or clang) is used if there is one."
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
+    except MinitlError as error:
+        print(f"\nminitl {arguments.command}: {error}" if sys.stderr.isatty() else f"minitl {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; files were left as they were", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `minitl info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print(f"minitl {arguments.command}: out of memory; use fewer photos, a smaller network or --freeze all", file=sys.stderr)
+        return 1
