@@ -26,12 +26,15 @@ MOST_LAYERS = 1000
 
 def convert(data: bytes, what: str) -> Imported:
     """The network in the bytes of a Keras .h5 file. `what` is the file's name. Raises MinitlError."""
-    file = hdf5.File(data, what)
-    group = file.root.child("model_weights") or file.root
-    layers = _layers(file, group)
+    root = hdf5.read(data, what)
+    if "layers" in root.children() or "_layer_checkpoint_dependencies" in root.children():
+        raise MinitlError(
+            f"{what} is in Keras 3's .weights.h5 layout, which is not read here: save the whole model as .h5, model.save('x.h5')"
+        )
+    layers = _layers(root.child("model_weights") or root)
     notes: list[str] = []
     known: dict[str, float] = {}
-    configuration = file.root.attribute("model_config")
+    configuration = root.attribute("model_config")
     if configuration is not None and configuration.shape == () and isinstance(configuration[()], (str, bytes)):
         seen, input_shape, known = keras_config.read(configuration[()], layers, what)
         pads = any(isinstance(s.padding, tuple) for s in seen)
@@ -46,50 +49,51 @@ def convert(data: bytes, what: str) -> Imported:
     return Imported(architecture, arguments, arrays, recipe, None, {"format": "keras-h5", "notes": notes})
 
 
-def _layers(file: hdf5.File, group: hdf5.Node) -> dict[str, list[np.ndarray]]:
+def _layers(group: hdf5.Node) -> dict[str, list[np.ndarray]]:
     """Layer name -> its arrays in Keras' order, for the layers that have any."""
     found: dict[str, list[np.ndarray]] = {}
     total = 0
-    for layer in _texts(file, group, "layer_names"):
+    for layer in _texts(group, "layer_names"):
         if layer in found:
-            raise file.error(f"holds two layers called {layer!r}")
+            raise group.file.error(f"holds two layers called {layer!r}")
         node = group.child(layer)
         if node is None:
-            raise file.error(f"lists the layer {layer!r} and does not hold it: it is damaged")
+            raise group.file.error(f"lists the layer {layer!r} and does not hold it: it is damaged")
         found[layer] = []
-        for weight in _texts(file, node, "weight_names"):
+        for weight in _texts(node, "weight_names"):
             dataset = node.child(weight)
             if dataset is None:
-                raise file.error(f"lists the weight {weight!r} and does not hold it: it is damaged")
+                raise group.file.error(f"lists the weight {weight!r} and does not hold it: it is damaged")
             array = dataset.array()
             if array.dtype.kind != "f":
-                raise file.error(f"holds {dataset.path} as {array.dtype}, expected floats")
+                raise group.file.error(f"holds {dataset.path} as {array.dtype}, expected floats")
             found[layer].append(array)
             total += array.nbytes
-        if total > len(file.data):
-            raise file.error("is damaged: its layers share their numbers")
+        if total > len(group.file.data):
+            raise group.file.error("is damaged: its layers share their numbers")
     return {layer: arrays for layer, arrays in found.items() if arrays}
 
 
-def _texts(file: hdf5.File, node: hdf5.Node, name: str) -> list[str]:
+def _texts(node: hdf5.Node, name: str) -> list[str]:
     """An attribute that lists names: fixed-size bytes, strings of any length, or (where nothing is listed) an empty array of floats.
 
     Above 64 kB Keras splits it into name0, name1, ...
     """
-    parts = [node.attribute(name)] if name in node.attributes() else []
-    while (part := node.attribute(f"{name}{len(parts)}")) is not None:
+    whole = node.attribute(name)
+    parts = [] if whole is None else [whole]
+    while whole is None and (part := node.attribute(f"{name}{len(parts)}")) is not None:
         parts.append(part)
     if not parts:
-        raise file.error(f"is not a file of Keras weights: {node.path or 'its root'} has no {name}")
-    listed = [text for part in parts if part is not None for text in part.reshape(-1).tolist()]
+        raise node.file.error(f"is not a file of Keras weights: {node.path or 'its root'} has no {name}")
+    listed = [text for part in parts for text in part.reshape(-1).tolist()]
     if len(listed) > MOST_LAYERS or not all(isinstance(text, (str, bytes)) for text in listed):
-        raise file.error(f"is damaged: {name} of {node.path or 'its root'} is no list of names")
-    return [file.text(text) if isinstance(text, bytes) else text for text in listed]
+        raise node.file.error(f"is damaged: {name} of {node.path or 'its root'} is no list of names")
+    return [node.file.text(text) if isinstance(text, bytes) else text for text in listed]
 
 
 def _by_name(layers: dict[str, list[np.ndarray]], what: str) -> list[Seen]:
     """The layers of the network whose names the file uses. Connections, strides and activations stay unknown."""
-    layers = {OLD_NAMES.get(name, name): arrays for name, arrays in layers.items()}
+    layers = {name if OLD_NAMES.get(name) in layers else OLD_NAMES.get(name, name): arrays for name, arrays in layers.items()}
 
     def shared(architecture: str) -> int:
         return sum((s.name in layers) + (s.norm in layers) for s in names.steps(build(architecture)))

@@ -32,25 +32,35 @@ DTYPES = {0: "<f4", 1: "<f2", 2: "<i4", 3: "u1", 4: "<i8", 6: "?", 7: "<i2", 9: 
 PADDINGS = ("same", "valid")
 ACTIVATIONS = ("linear", "relu", "relu_n1_to_1", "relu6")
 
-# operator -> (number of its options' type, {option: (field, layout, default, names of its values or None)})
-_ACTIVATION, _PADDING = ("b", 0, ACTIVATIONS), ("b", 0, PADDINGS)
-_Options = dict[str, tuple[int, str, int, tuple[str, ...] | None]]
-_POOL: _Options = {"padding": (0, *_PADDING), "stride_w": (1, "i", 0, None), "stride_h": (2, "i", 0, None), "filter_width": (3, "i", 0, None),
-         "filter_height": (4, "i", 0, None), "activation": (5, *_ACTIVATION)}  # fmt: skip
-OPTIONS: dict[str, tuple[int, _Options]] = {
-    "CONV_2D": (1, {"padding": (0, *_PADDING), "stride_w": (1, "i", 0, None), "stride_h": (2, "i", 0, None),
-                    "activation": (3, *_ACTIVATION), "dilation_w": (4, "i", 1, None), "dilation_h": (5, "i", 1, None)}),
-    "DEPTHWISE_CONV_2D": (2, {"padding": (0, *_PADDING), "stride_w": (1, "i", 0, None), "stride_h": (2, "i", 0, None),
-                              "depth_multiplier": (3, "i", 0, None), "activation": (4, *_ACTIVATION),
-                              "dilation_w": (5, "i", 1, None), "dilation_h": (6, "i", 1, None)}),
+_Option = tuple[int, str, int, tuple[str, ...] | None]  # field, layout, default, words for its values
+
+
+def _int(field: int, default: int = 0) -> _Option:
+    return field, "i", default, None
+
+
+def _words(field: int, words: tuple[str, ...]) -> _Option:
+    return field, "b", 0, words
+
+
+_POOL = {
+    "padding": _words(0, PADDINGS), "stride_w": _int(1), "stride_h": _int(2), "filter_width": _int(3), "filter_height": _int(4),
+    "activation": _words(5, ACTIVATIONS),
+}  # fmt: skip
+# operator -> (number of its options' type, its options)
+OPTIONS: dict[str, tuple[int, dict[str, _Option]]] = {
+    "CONV_2D": (1, {"padding": _words(0, PADDINGS), "stride_w": _int(1), "stride_h": _int(2), "activation": _words(3, ACTIVATIONS),
+                    "dilation_w": _int(4, 1), "dilation_h": _int(5, 1)}),
+    "DEPTHWISE_CONV_2D": (2, {"padding": _words(0, PADDINGS), "stride_w": _int(1), "stride_h": _int(2), "depth_multiplier": _int(3),
+                              "activation": _words(4, ACTIVATIONS), "dilation_w": _int(5, 1), "dilation_h": _int(6, 1)}),
     "AVERAGE_POOL_2D": (5, _POOL),
     "MAX_POOL_2D": (5, _POOL),
-    "FULLY_CONNECTED": (8, {"activation": (0, *_ACTIVATION), "weights_format": (1, "b", 0, None), "keep_num_dims": (2, "B", 0, None)}),
+    "FULLY_CONNECTED": (8, {"activation": _words(0, ACTIVATIONS), "weights_format": (1, "b", 0, None), "keep_num_dims": (2, "B", 0, None)}),
     "SOFTMAX": (9, {"beta": (0, "f", 0, None)}),
-    "CONCATENATION": (10, {"axis": (0, "i", 0, None), "activation": (1, *_ACTIVATION)}),
-    "ADD": (11, {"activation": (0, *_ACTIVATION)}),
-    "MUL": (21, {"activation": (0, *_ACTIVATION)}),
-    "SUB": (28, {"activation": (0, *_ACTIVATION)}),
+    "CONCATENATION": (10, {"axis": _int(0), "activation": _words(1, ACTIVATIONS)}),
+    "ADD": (11, {"activation": _words(0, ACTIVATIONS)}),
+    "MUL": (21, {"activation": _words(0, ACTIVATIONS)}),
+    "SUB": (28, {"activation": _words(0, ACTIVATIONS)}),
     "MEAN": (27, {"keep_dims": (0, "B", 0, None)}),
 }  # fmt: skip
 
@@ -95,14 +105,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole file. metadata: name -> bytes."""
+    """A whole file. metadata: name -> bytes, as a view. size: bytes of the file."""
 
     name: str
     tensors: list[Tensor]
     operators: list[Operator]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    metadata: dict[str, bytes]
+    metadata: dict[str, np.ndarray]
+    size: int
 
     def error(self, what: str) -> MinitlError:
         """The error to raise, with the name of the file in front."""
@@ -131,8 +142,8 @@ def parse(data: bytes, name: str) -> Model:
         number = entry.number(1, "I")
         if number >= len(buffers):
             raise MinitlError(f"{name} is damaged: its metadata lies in a buffer that does not exist")
-        metadata[entry.string(0)] = _buffer(buffers[number]).tobytes()
-    return Model(name, tensors, operators, inputs, outputs, metadata)
+        metadata[entry.string(0)] = _buffer(buffers[number])
+    return Model(name, tensors, operators, inputs, outputs, metadata, len(data))
 
 
 def _indices(table: Table, field: int, name: str) -> tuple[int, ...]:

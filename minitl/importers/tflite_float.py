@@ -73,6 +73,7 @@ class _Walk:
         self.pads: dict[int, tuple[int, int, int, int]] = {}  # tensor -> zeros around it
         self.constants: dict[int, int] = {}  # DEQUANTIZE's output -> the constant it comes from
         self.scaled: list[tuple[str, float]] = []  # MUL, SUB by one number before the first layer
+        self.numbers = 0  # taken from constants so far
         self.pooled = False
         self.ended: str | None = None
 
@@ -115,6 +116,9 @@ class _Walk:
         tensor = self.constants.get(tensor, tensor)
         if not self._is_constant(tensor):
             raise self.model.error(f"{o.label} has no constant {what}")
+        self.numbers += math.prod(self.model.tensors[tensor].shape)
+        if self.numbers > 2 * self.model.size:  # a small file must not become large arrays
+            raise self.model.error("is damaged: its operators share their kernels")
         return dequantise(self.model, self.model.tensors[tensor])
 
     def _weighted(self, o: Operator) -> Seen:

@@ -22,9 +22,9 @@ NORMALISATION = 1  # ProcessUnitOptions: the union's number of NormalizationOpti
 
 def normalisation(model: Model) -> tuple[np.ndarray, np.ndarray] | None:
     """(mean, std) of the input, float32, one number or one per channel; None if the file does not say."""
-    data = model.metadata.get("TFLITE_METADATA")
-    if data is None:
+    if "TFLITE_METADATA" not in model.metadata:
         return None
+    data = model.metadata["TFLITE_METADATA"].tobytes()
     if data[4:8] != b"M001":
         raise model.error("its metadata is damaged: it does not begin as TensorFlow Lite's metadata does")
     for subgraph in Table.root(data, f"{model.name} (metadata)").tables(3, 16):
