@@ -103,6 +103,9 @@ def keras_config(graph, keras=2):
             value[i] = add("Add", step.name, inputs)
         elif isinstance(layer, GlobalAveragePool):
             value[i] = add("GlobalAveragePooling2D", step.name, inputs)
+        elif step.name == "conv_preds":
+            x = add("Conv2D", step.name, inputs, strides=[1, 1], padding="same", activation="linear")
+            value[i] = add("Activation", "predictions", [add("Reshape", "reshape_2", [x])], activation="softmax")
         elif isinstance(layer, Dense):
             value[i] = add("Dense", step.name, inputs, activation="softmax")
         if step.norm:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..architectures import ARCHITECTURES, build
 from ..errors import MinitlError
-from ..layers import Conv2D, Dense
+from ..layers import Add, Conv2D, Dense
 from . import hdf5, keras_config, names
 from .keras_config import kernel_and_bias, norm_of
 from .names import OLD_NAMES, Imported, Seen
@@ -92,7 +92,7 @@ def _texts(node: hdf5.Node, name: str) -> list[str]:
 
 
 def _by_name(layers: dict[str, list[np.ndarray]], what: str) -> list[Seen]:
-    """The layers of the network whose names the file uses. Connections, strides and activations stay unknown."""
+    """The layers of the network whose names the file uses, without sums. Connections, strides and activations stay unknown."""
     layers = {name if OLD_NAMES.get(name) in layers else OLD_NAMES.get(name, name): arrays for name, arrays in layers.items()}
 
     def shared(architecture: str) -> int:
@@ -108,6 +108,8 @@ def _by_name(layers: dict[str, list[np.ndarray]], what: str) -> list[Seen]:
         )
     seen: list[Seen] = []
     for step in expected:
+        if type(step.layer) is Add:  # no weights; and how many there are depends on the width
+            continue
         arrays = layers.pop(step.name, None)
         kind = type(step.layer)
         entry = Seen(f"layer {step.name!r}", kind)

@@ -55,11 +55,12 @@ class Imported:
     provenance: dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Seen:
     """A layer that a file holds, with its bias, its BatchNorm and its activation. None: the file does not tell.
 
-    label: what the file calls it, for errors. inputs: indices into the list of Seen, or IMAGE. window: of a pool (None: global).
+    label: what the file calls it, for errors. inputs: indices into the list of Seen, or IMAGE; where the first layer
+    has None, the list has no sums. window: of a pool (None: global).
     padding: 'same', 'valid', or four numbers. activation: 'linear', 'relu', 'relu6'. norm: the four arrays of NORM, or {}.
     """
 
@@ -178,8 +179,9 @@ def fit(
     problem: MinitlError | None = None
     for padding in paddings:
         graph = build(architecture, **arguments, padding=padding)
+        expected = [s for s in steps(graph) if seen[0].inputs is not None or type(s.layer) is not Add]
         try:
-            arrays = _match(seen, steps(graph), graph, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
+            arrays = _match(seen, expected, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
         except _PaddingError as error:
             problem = problem or MinitlError(str(error))
             continue
@@ -193,7 +195,7 @@ class _PaddingError(MinitlError):
     """Everything agreed but the padding: another rule may fit."""
 
 
-def _match(seen: list[Seen], expected: list[Step], graph: Graph, refusal: str) -> dict[str, np.ndarray]:
+def _match(seen: list[Seen], expected: list[Step], refusal: str) -> dict[str, np.ndarray]:
     """Compare layer by layer. Returns the arrays under our names."""
     arrays: dict[str, np.ndarray] = {}
     for s, step in zip(seen, expected, strict=False):
