@@ -323,6 +323,8 @@ def batch_norm_backward(
 
 # ---- activations
 
+UNBOUNDED = np.nan  # nothing is above it, not even infinity
+
 
 @njit
 def _clamp(x, high, y):  # type: ignore[no-untyped-def]
@@ -334,7 +336,7 @@ def _clamp(x, high, y):  # type: ignore[no-untyped-def]
 @njit
 def _clamp_dx(dy, y, high, dx):  # type: ignore[no-untyped-def]
     for n in range(y.size):
-        dx[n] = dy[n] if y[n] > 0 and y[n] < high else dy.dtype.type(0)
+        dx[n] = dy[n] if y[n] > 0 and not y[n] >= high else dy.dtype.type(0)
 
 
 def _clamped(x: Array, high: float) -> Array:
@@ -351,12 +353,12 @@ def _clamped_dx(dy: Array, y: Array, high: float) -> Array:
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""
-    return _clamped(x, np.inf)
+    return _clamped(x, UNBOUNDED)
 
 
 def relu_dx(dy: Array, y: Array) -> Array:
     """dy where the output is positive, else 0."""
-    return _clamped_dx(dy, y, np.inf)
+    return _clamped_dx(dy, y, UNBOUNDED)
 
 
 def relu6(x: Array) -> Array:

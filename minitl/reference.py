@@ -124,18 +124,21 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 def channel_sum(dy: Array) -> Array:
-    """(..., C) -> (C,): the gradient of a bias."""
-    return dy.sum(axis=tuple(range(dy.ndim - 1)))
+    """(..., C) -> (C,): the gradient of a bias. Summed in double precision: a batch has 10^5 pixels."""
+    return dy.sum(axis=tuple(range(dy.ndim - 1)), dtype=np.float64).astype(dy.dtype)
 
 
 # ---- batch normalisation (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """(..., C) -> mean (C,), variance (C,) over everything but the channel; the variance is the biased one (divided by n)."""
+    """(..., C) -> mean (C,), variance (C,) over everything but the channel; the variance is the biased one (divided by n).
+
+    Summed in double precision, and in two passes: the mean of the squares less the square of the mean would cancel.
+    """
     axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axis=axes)
-    return mean, ((x - mean) ** 2).mean(axis=axes)
+    mean = x.mean(axis=axes, dtype=np.float64)
+    return mean.astype(x.dtype), ((x - mean) ** 2).mean(axis=axes).astype(x.dtype)
 
 
 def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float) -> Array:

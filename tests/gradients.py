@@ -22,9 +22,8 @@ def finite_differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarr
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, in units of the largest expected value."""
+    """Largest difference, in units of the largest expected value. Neither may hold anything but numbers."""
     assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
-    if found.size == 0:
-        return 0.0
-    scale = max(float(np.abs(expected).max()), 1e-30)
-    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max()) / scale
+    assert np.isfinite(found).all() and np.isfinite(expected).all()
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max(initial=0)) / scale
