@@ -134,6 +134,7 @@ class Page:
 
     def finished(self) -> Image.Image:
         """The sheet down to where it is used, at page size."""
+        assert (self.y + MARGIN) * SCALE <= self.image.height, "the sheet is too short"
         return self.image.crop((0, 0, WIDTH * SCALE, round(self.y + MARGIN) * SCALE)).reduce(SCALE)
 
 
@@ -158,7 +159,7 @@ def draw(report: Mapping[str, Any], photos: Path | Mapping[str, Path] | None = N
     photo that cannot be read leaves an empty frame.
     """
     classes = legible_names(report["classes"])
-    page = Page(2600)
+    page = Page(2600 + 22 * len(report.get("facts", {})))
     _draw_facts(page, report, classes)
     _draw_curves(page, report)
     _draw_confusion(page, np.array(report["val"]["float"]["confusion"], np.int64), classes)
@@ -292,7 +293,7 @@ def _draw_confusion(page: Page, matrix: np.ndarray, classes: Sequence[str]) -> N
     note = "float network; a row is what the photo shows, a column the answer, the shade its share of the row"
     page.heading("Confusion matrix", note)
     cell = min(96.0, (540 if n <= 30 else 600) / n)
-    named, numbered = cell >= 9, cell >= 22
+    named, numbered = cell >= 9, cell >= 18
     size = min(14.0, max(8.5, cell * 0.8)) if named else 12
     names = max((_font(size * SCALE).getlength(name) / SCALE for name in classes), default=0) if named else 30
     across, up = min(names, 190), min(names, 130)
