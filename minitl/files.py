@@ -37,17 +37,25 @@ def write_together(contents: Mapping[Any, bytes]) -> None:
     staged: list[tuple[Path, Path]] = []
     try:
         for path, data in contents.items():
-            target = Path(os.path.realpath(path))
+            target = _target(path)
             staged.append((_stage(path, target, data), target))
         for temporary, target in staged:
             os.replace(temporary, target)
     except OSError as error:
-        raise MinitlError(f"cannot write {target}: {error.strerror}; check the permissions of {target.parent}") from error
+        raise MinitlError(f"cannot write {printable(target)}: {error.strerror}; check the permissions of its folder") from error
     finally:
         for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
     for folder in {target.parent for _, target in staged}:
         _sync_folder(folder)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means, links followed."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a zero byte in the name
+        raise MinitlError(f"cannot write {printable(path)}: {error}; give another name") from None
 
 
 def _stage(path: str | os.PathLike[str], target: Path, data: bytes) -> Path:
@@ -57,10 +65,10 @@ def _stage(path: str | os.PathLike[str], target: Path, data: bytes) -> Path:
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):
                 what = "a folder" if target.is_dir() else "not an ordinary file"
-                raise MinitlError(f"cannot write {path}: it is {what}; give the name of a file")
+                raise MinitlError(f"cannot write {printable(path)}: it is {what}; give the name of a file")
         except FileNotFoundError:
             if not target.parent.is_dir():
-                raise MinitlError(f"cannot write {path}: the folder {target.parent} does not exist; create it first") from None
+                raise MinitlError(f"cannot write {printable(path)}: its folder does not exist; create it first") from None
         # os.open and not tempfile: the file gets the permissions that the user's umask asks for, instead of 0600
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -71,11 +79,10 @@ def _stage(path: str | os.PathLike[str], target: Path, data: bytes) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        if isinstance(error, MinitlError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MinitlError(f"cannot write {path}: {reason}; check the free space and the permissions of {target.parent}") from error
+    except OSError as error:
+        raise MinitlError(
+            f"cannot write {printable(path)}: {error.strerror}; check the free space and the permissions of its folder"
+        ) from error
     return temporary
 
 

@@ -328,7 +328,8 @@ def _draw_confusion(page: Page, matrix: np.ndarray, classes: Sequence[str]) -> N
 
 def _draw_pairs(page: Page, matrix: np.ndarray, classes: Sequence[str], x: float, y: float) -> float:
     """What is most often taken for what, and the classes that are recognised least; returns where the list ends."""
-    totals, names = matrix.sum(axis=1), x + 78
+    totals = matrix.sum(axis=1)
+    names = x + max(_font(14 * SCALE).getlength(f"{total} of {total}") / SCALE for total in totals) + 18
     room = WIDTH - MARGIN - names
     wrong = matrix - np.diag(np.diag(matrix))
     pairs = sorted(((-int(wrong[i, j]), int(i), int(j)) for i, j in np.argwhere(wrong)))[:6]

@@ -7,7 +7,7 @@ import pytest
 from test_images import ordinary_user, unix
 
 from minitl.errors import MinitlError
-from minitl.files import write_atomically
+from minitl.files import write_atomically, write_together
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -73,3 +73,11 @@ def test_a_read_only_folder_is_named(tmp_path):
     with pytest.raises(MinitlError, match="Permission denied"):
         write_atomically(tmp_path / "model.h", b"x")
     tmp_path.chmod(0o755)
+
+
+def test_several_files_are_written_together_or_not_at_all(tmp_path):
+    write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    with pytest.raises(MinitlError, match="does not exist"):
+        write_together({tmp_path / "a": b"new", tmp_path / "missing" / "c": b"3"})
+    assert (tmp_path / "a").read_bytes() == b"1" and sorted(os.listdir(tmp_path)) == ["a", "b"]
+    write_together({})
