@@ -21,9 +21,9 @@ def finite_differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarr
     return gradient
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, in units of the largest expected value. Neither may hold anything but numbers."""
+def relative_error(found: np.ndarray, expected: np.ndarray, floor: float = 1e-30) -> float:
+    """Largest difference, in units of the largest expected value or of `floor`. Neither array may hold anything but numbers."""
     assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
     assert np.isfinite(found).all() and np.isfinite(expected).all()
-    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    scale = max(float(np.abs(expected).max(initial=0)), floor)
     return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max(initial=0)) / scale
