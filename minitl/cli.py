@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def command_train(arguments: argparse.Namespace) -> int:
         notify=notify_of(console),
         **{key: getattr(arguments, key) for key in ("epochs", "rate", "batch", "seed") if getattr(arguments, key) is not None},
     )
-    write_run(run, out, name, arguments.photos)
+    write_run(run, out, name)
     if arguments.json:
         print_json(run.report)
     else:
@@ -179,13 +180,13 @@ def prepare_folder(out: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-def write_run(run: Run, out: Path, name: str, photos: str) -> None:
+def write_run(run: Run, out: Path, name: str) -> None:
     """All four files, together or not at all."""
     from .files import write_together
     from .report import draw, to_png
     from .weights import to_bytes
 
-    page = draw(run.report, Path(photos))
+    page = draw(run.report, {item.name: item.path for item in run.val})
     report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
     header = run.model.emit(name)
     contents = (to_bytes(run.model.content()), header.encode(), to_png(page), report.encode("utf-8", "replace"))
@@ -352,7 +353,7 @@ def describe(loaded: Model) -> dict[str, Any]:
         "macs": sum(row["macs"] for row in layers),
         "recipe": loaded.recipe.to_dict(),
         "classes": loaded.classes,
-        "calibrated": bool(loaded.ranges),
+        "calibrated": bool(loaded.calibration),
         "sha256": loaded.content().content_hash(),
         "provenance": loaded.provenance,
     }
@@ -524,6 +525,7 @@ def positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = parser().parse_args(argv)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken notes inside of whole pictures
     try:
         code: int = arguments.function(arguments)
         sys.stdout.flush()

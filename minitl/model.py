@@ -29,7 +29,7 @@ from .graph import Graph
 from .images import PhotoError, Recipe, read_photos
 from .integer import IntegerGraph
 from .layers import Array, Dense
-from .quantize import calibrate, quantise
+from .quantize import Calibration, calibrate, quantise
 from .version import __version__
 from .weights import Weights
 
@@ -79,9 +79,9 @@ class Model:
         return self._weights.provenance
 
     @property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Calibration ranges, {} before calibrate()."""
-        return self._weights.ranges
+    def calibration(self) -> Calibration:
+        """Statistics of the values on calibration photos, {} before calibrate()."""
+        return self._weights.calibration
 
     @property
     def feature_node(self) -> str:
@@ -158,13 +158,13 @@ class Model:
             if name in graph.params:
                 graph.params[name] = self.graph.params[name]
         provenance = {"backbone": self.provenance} if "backbone" not in self.provenance else self.provenance
-        return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), ranges={}, frozen={},
+        return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), calibration={}, frozen={},
                              provenance=provenance))  # fmt: skip
 
     def calibrate(self, pixels: Iterable[Array]) -> Model:
-        """Measure the ranges that int8 needs on photos (H, W, 3) uint8, at best those of the training. Returns self."""
+        """Measure what int8 needs to know of all values on photos (H, W, 3) uint8, at best those of the training. Returns self."""
         images = (self.recipe.normalise(photo[None]) for photo in pixels)
-        self._weights.ranges = calibrate(fold(self.graph), images)
+        self._weights.calibration = calibrate(fold(self.graph), images)
         return self
 
     def note(self, **facts: Any) -> Model:
@@ -190,9 +190,9 @@ class Model:
     def quantise(self) -> IntegerGraph:
         """The int8 network. Raises MinitlError for a model that was never calibrated."""
         self._needs_classifier()
-        if not self.ranges:
+        if not self.calibration:
             raise MinitlError("this model was never calibrated, so int8 is not possible: train it with `minitl train`, or call calibrate()")
-        return quantise(fold(self.graph), self.ranges, self.recipe)
+        return quantise(fold(self.graph), self.calibration, self.recipe)
 
     def emit(self, name: str) -> str:
         """The int8 network as one C header; `name` begins every name in it (see emit_c.py)."""

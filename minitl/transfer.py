@@ -217,7 +217,7 @@ def check_photos(labels: Array, in_val: Array, classes: Sequence[str], skipped: 
 
 
 def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str]) -> None:
-    """Measure int8 ranges on training photos, chosen by their content so that the same photos give the same ranges."""
+    """Calibrate int8 on training photos, chosen by their content so that the same photos give the same header."""
     chosen = [items[i].path for i in sorted(range(len(items)), key=lambda i: digests[i])[:CALIBRATION_PHOTOS]]
     model.calibrate(found for _, found in read_photos(chosen, model.recipe) if not isinstance(found, PhotoError))
 

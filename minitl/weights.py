@@ -25,9 +25,10 @@ from .architectures import build, complete
 from .errors import MinitlError
 from .graph import Graph
 from .images import Recipe
+from .quantize import Calibration, Statistics
 
 FORMAT = 1
-JSON_ENTRY = "minitl.json"
+JSON_ENTRY, CALIBRATION = "minitl.json", "calibration"
 DTYPES = ("<f4", "<f2", "|u1")
 MOST_ENTRIES, LARGEST_JSON = 20_000, 32 << 20
 
@@ -39,7 +40,7 @@ class Weights:
     architecture, arguments: for architectures.build. arrays: {'node/parameter': float32 array}.
     recipe: how a photo becomes the input. classes: names in output order, or None where nobody knows them.
     frozen: {node: True or list of booleans}: the freeze mask of the last training.
-    ranges: {node: (smallest, largest value)} seen while calibrating, or {}: what int8 needs.
+    calibration: statistics of the values of the folded network, or {}: what int8 needs.
     provenance: where the numbers come from: source, licence, training, notes; shown by `minitl info`.
     """
 
@@ -49,7 +50,7 @@ class Weights:
     recipe: Recipe
     classes: list[str] | None = None
     frozen: dict[str, Any] = field(default_factory=dict)
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def graph(self) -> Graph:
@@ -68,13 +69,20 @@ class Weights:
             "recipe": self.recipe.to_dict(),
             "classes": self.classes,
             "frozen": {name: True if mask is True else [bool(b) for b in mask] for name, mask in self.frozen.items()},
-            "ranges": {name: [float(low), float(high)] for name, (low, high) in self.ranges.items()},
             "provenance": self.provenance,
         }
 
+    def entries(self) -> dict[str, np.ndarray]:
+        """All arrays of the file: the parameters, and two for each calibrated value (its range, its channels' means)."""
+        entries = dict(self.arrays)
+        for name, seen in self.calibration.items():
+            entries[f"{CALIBRATION}/{name}/range"] = np.array([seen.low, seen.high], np.float32)
+            entries[f"{CALIBRATION}/{name}/mean"] = seen.mean
+        return entries
+
     def content_hash(self) -> str:
         """SHA-256 of everything that the file holds, in hexadecimal digits."""
-        return content_hash(self.meta(), self.arrays)
+        return content_hash(self.meta(), self.entries())
 
 
 def content_hash(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
@@ -150,8 +158,8 @@ def _array(npy: bytes, what: str) -> np.ndarray:
 def to_bytes(weights: Weights) -> bytes:
     """The content of a weights file, its hash included."""
     meta = weights.meta()
-    text = _json(meta | {"sha256": content_hash(meta, weights.arrays)})
-    return pack({JSON_ENTRY: np.frombuffer(text, np.uint8), **weights.arrays})
+    text = _json(meta | {"sha256": weights.content_hash()})
+    return pack({JSON_ENTRY: np.frombuffer(text, np.uint8), **weights.entries()})
 
 
 def is_npz(data: bytes) -> bool:
@@ -181,40 +189,34 @@ def parse(data: bytes, what: str) -> Weights:
     found = content_hash(meta, arrays)
     if said != found:
         raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {str(said)[:12]}...: it was damaged or changed")
-    weights = _from_meta(meta, {name: array.astype(np.float32) for name, array in arrays.items()}, what)
-    for name, array in weights.arrays.items():
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
-    return weights
+    floats = {name: array.astype(np.float32) for name, array in arrays.items()}
+    statistics = {name: floats.pop(name) for name in list(floats) if name.startswith(CALIBRATION + "/")}
+    return _from_meta(meta, floats, statistics, what)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], what: str) -> Weights:
+def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: dict[str, np.ndarray], what: str) -> Weights:
     def expect(name: str, good: bool) -> None:
         if not good:
             raise MinitlError(f"{what}: entry {name!r} of {JSON_ENTRY} is missing or not what minitl writes: the file was changed")
 
     architecture, arguments, classes = meta.get("architecture"), meta.get("arguments"), meta.get("classes")
-    frozen, ranges, provenance = meta.get("frozen"), meta.get("ranges"), meta.get("provenance")
+    frozen, provenance = meta.get("frozen"), meta.get("provenance")
     expect("architecture", isinstance(architecture, str))
     expect("arguments", isinstance(arguments, dict))
     expect("classes", classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
     expect("frozen", isinstance(frozen, dict))
-    expect("ranges", isinstance(ranges, dict))
     expect("provenance", isinstance(provenance, dict))
-    assert isinstance(frozen, dict) and isinstance(ranges, dict) and isinstance(arguments, dict)
+    assert isinstance(frozen, dict) and isinstance(arguments, dict)
     for mask in frozen.values():
         expect("frozen", mask is True or (isinstance(mask, list) and all(isinstance(b, bool) for b in mask)))
-    for pair in ranges.values():
-        numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, (int, float)) and math.isfinite(n) for n in pair)
-        expect("ranges", numbers and pair[0] <= pair[1])
-    weights = Weights(
-        str(architecture), arguments, arrays, Recipe.from_dict(meta.get("recipe")), classes, frozen,
-        {name: (float(low), float(high)) for name, (low, high) in ranges.items()}, provenance or {},
-    )  # fmt: skip
+    weights = Weights(str(architecture), arguments, arrays, Recipe.from_dict(meta.get("recipe")), classes, frozen, {}, provenance or {})
     try:
         graph = weights.graph()
     except MinitlError as problem:
@@ -226,6 +228,12 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], what: str) -
         raise MinitlError(
             f"{what}: the recipe makes {weights.recipe.height}x{weights.recipe.width} RGB, the network takes {graph.input_shape}"
         )
-    if unknown := sorted(ranges.keys() - graph.shapes.keys()):
-        raise MinitlError(f"{what}: a calibration range for {unknown[0]!r:.60}, which the network does not have: the file was changed")
+    for name in sorted({name.removeprefix(CALIBRATION + "/").rpartition("/")[0] for name in statistics}):
+        limits, mean = (statistics.pop(f"{CALIBRATION}/{name}/{kind}", None) for kind in ("range", "mean"))
+        known = limits is not None and mean is not None and mean.shape == graph.shapes.get(name, ())[-1:] and limits.shape == (2,)
+        if limits is None or mean is None or not known or limits[0] > limits[1]:
+            raise MinitlError(f"{what}: the calibration of {name!r:.60} does not fit the network: the file was changed")
+        weights.calibration[name] = Statistics(float(limits[0]), float(limits[1]), mean)
+    if statistics:
+        raise MinitlError(f"{what}: entry {min(statistics)!r:.60} is not what minitl writes: the file was changed")
     return weights

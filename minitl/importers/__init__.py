@@ -20,21 +20,29 @@ from .names import Imported
 __all__ = ["Imported", "read"]
 
 LARGEST_FILE = 1 << 30
+LONGEST_ERROR = 500
 
 
 def read(path: str | os.PathLike[str]) -> Imported:
     """The network in a .h5 or .tflite file, whatever its name ends with. Raises MinitlError for anything else, or damaged."""
     data = _bytes(path)
     name = printable(Path(path).name)
-    if data.startswith(hdf5.SIGNATURE):
-        imported = keras_h5.convert(data, name)
-    elif data[4:8] == tflite.SIGNATURE:
-        imported = tflite_float.convert(data, name)
-    else:
-        kind = next((kind for start, kind in KNOWN.items() if data.startswith(start)), f"a file that begins with {data[:8]!r}")
-        raise MinitlError(f"cannot read {name}: expected Keras' .h5 or a .tflite file, found {kind}")
+    try:
+        imported = _convert(data, name)
+    except MinitlError as problem:  # it may quote names of any length and content from the file
+        text = printable(str(problem))
+        raise MinitlError(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " ...") from None
     imported.provenance.update(file=name, sha256=hashlib.sha256(data).hexdigest())
     return imported
+
+
+def _convert(data: bytes, name: str) -> Imported:
+    if data.startswith(hdf5.SIGNATURE):
+        return keras_h5.convert(data, name)
+    if data[4:8] == tflite.SIGNATURE:
+        return tflite_float.convert(data, name)
+    kind = next((kind for start, kind in KNOWN.items() if data.startswith(start)), f"a file that begins with {data[:8]!r}")
+    raise MinitlError(f"cannot read {name}: expected Keras' .h5 or a .tflite file, found {kind}")
 
 
 KNOWN = {
