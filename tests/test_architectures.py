@@ -182,7 +182,7 @@ def trained_like(graph, seed=3):
     for node in graph.nodes:
         for name, array in graph.params.get(node.name, {}).items():
             if name in ("gamma", "moving_variance"):
-                array[...] = rng.uniform(0.5, 4.0 if name == "gamma" and not residual else 1.25, array.shape)
+                array[...] = rng.uniform(0.5, 1.6 if name == "gamma" and not residual else 1.25, array.shape)
             elif name != "kernel":
                 array[...] = rng.standard_normal(array.shape) / 4
     return graph
