@@ -9,10 +9,24 @@
 photo -> NHWC array -> float graph -> (frozen part: cached features) -> trained head -> folded graph -> integer graph -> C header
 """
 
-from .errors import MinitlError
-from .model import Answer, Model, load
-from .training import Settings
-from .transfer import Run, evaluate, train
-from .version import __version__
+# One thread in NumPy's BLAS: sums keep one order on any number of cores, and on a busy machine the threads of OpenBLAS, which wait by
+# spinning, made training of a small network more than ten times slower. BLAS reads this once, when NumPy is first imported.
+import os
+import sys
+
+_ours = "numpy" not in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ
+if _ours:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy  # noqa: E402, F401
+
+if _ours:
+    del os.environ["OPENBLAS_NUM_THREADS"]
+
+from .errors import MinitlError  # noqa: E402
+from .model import Answer, Model, load  # noqa: E402
+from .training import Settings  # noqa: E402
+from .transfer import Run, evaluate, train  # noqa: E402
+from .version import __version__  # noqa: E402
 
 __all__ = ["Answer", "MinitlError", "Model", "Run", "Settings", "__version__", "evaluate", "load", "train"]

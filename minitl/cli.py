@@ -403,9 +403,19 @@ def command_vectors(arguments: argparse.Namespace) -> int:
 
 def command_demo(arguments: argparse.Namespace) -> int:
     """The whole path on pictures that are drawn here."""
-    from .demo import run_demo
+    from . import demo
 
-    return run_demo(Path(arguments.output), arguments.seed, Console())
+    out = Path(arguments.output)
+    prepare_folder(out)
+    print(f"drawing {3 * demo.COUNT} pictures of apples, bananas and cucumbers into {out / 'photos'}, and training a small MobileNet")
+    print("on them from random weights (the very first run compiles the kernels, too)", flush=True)
+    run = demo.draw_and_train(out, arguments.seed, notify_of(Console()))
+    write_run(run, out, "model")
+    print(summary(run, out))
+    print(demo.check_header(out, run.model, run.val))
+    print(f"now look at {out / 'report.png'}; then, with photos of your own and weights as the README says:")
+    print("  minitl train PHOTOS --weights mobilenet_v1_0.25_128_quant.tflite -o out")
+    return 0
 
 
 # ---- words -> commands

@@ -23,6 +23,7 @@ Foldable = Conv2D | DepthwiseConv2D | Dense
 
 def fold(graph: Graph) -> Graph:
     """The same function of the image, in fewer nodes. A BatchNorm without a convolution to fold into becomes a 1x1 depthwise one."""
+    graph = _without_dropout(graph)
     readers = count_readers(graph)
     nodes: dict[str, Node] = {}
     params: dict[str, Params] = {}
@@ -30,9 +31,7 @@ def fold(graph: Graph) -> Graph:
     for node in graph.nodes:
         inputs = tuple(alias.get(name, name) for name in node.inputs)
         of_node = graph.params.get(node.name, {})
-        if isinstance(node.layer, Dropout):
-            alias[node.name] = inputs[0]
-        elif isinstance(node.layer, BatchNorm):
+        if isinstance(node.layer, BatchNorm):
             scale = of_node["gamma"] / np.sqrt(of_node["moving_variance"] + of_node["gamma"].dtype.type(node.layer.epsilon))
             producer = nodes.get(inputs[0])
             if producer is not None and isinstance(producer.layer, Foldable) and readers[node.inputs[0]] == 1:
@@ -53,6 +52,22 @@ def fold(graph: Graph) -> Graph:
     folded = Graph(nodes.values(), graph.input_shape)
     folded.params = params
     return folded
+
+
+def _without_dropout(graph: Graph) -> Graph:
+    """The same graph where whoever read a Dropout reads what the Dropout read; done first, so that readers are counted right."""
+    alias: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        if isinstance(node.layer, Dropout):
+            alias[node.name] = inputs[0]
+        else:
+            nodes.append(replace(node, inputs=inputs))
+    assert nodes[-1].name == alias.get(graph.output, graph.output), "the output of a graph is its last node"
+    copy = Graph(nodes, graph.input_shape)
+    copy.params = graph.params
+    return copy
 
 
 def count_readers(graph: Graph) -> dict[str, int]:

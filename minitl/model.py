@@ -12,6 +12,7 @@ a whole training run from a folder to files (transfer.py).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -209,26 +210,27 @@ class Model:
 
 def load(path: str | Path) -> Model:
     """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong."""
-    path = Path(path)
+    expected = "expected a weights file (.npz, .h5, .tflite)"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise MinitlError(f"{printable(path)} is {'a folder' if os.path.isdir(path) else 'no ordinary file'}; {expected}")
     try:
-        with path.open("rb") as file:
-            ours = weights.is_npz(file.read(4))
-        if ours:
-            return Model(weights.parse(path.read_bytes(), printable(path)))
-    except IsADirectoryError:
-        raise MinitlError(f"{printable(path)} is a folder; expected a weights file (.npz, .h5, .tflite)") from None
-    except OSError as error:
-        raise MinitlError(f"{printable(path)} cannot be read ({error.strerror}); expected a weights file (.npz, .h5, .tflite)") from None
+        with open(path, "rb") as file:
+            head = file.read(4)
+            ours = head + file.read() if weights.is_npz(head) else b""
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise MinitlError(f"{printable(path)} cannot be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
+    if ours:
+        return Model(weights.parse(ours, printable(path)))
     found = importers.read(path)
     return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, found.classes, provenance=found.provenance))
 
 
-RANDOM = re.compile(r"random:(\w+?)_([0-9.]+)_([0-9]+)(?:x([0-9]+))?")
+RANDOM = re.compile(r"random:(\w+?)_([0-9]*\.?[0-9]+)_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 
 
 def find(name: str) -> Model:
     """A model by file or by name: 'random:mobilenet_v1_0.25_96' is that network at 96x96 with random weights, for training from scratch."""
-    if Path(name).exists() or not name.startswith("random:"):
+    if os.path.exists(name) or not name.startswith("random:"):
         return load(name)
     match = RANDOM.fullmatch(name)
     if not match:

@@ -53,6 +53,9 @@ class Statistics:
 Calibration = dict[str, Statistics]
 """{name of a value: what was seen}; every value that is an input of a kernel or gets a scale of its own is in it."""
 
+SMALLEST_SCALE = 1e-30
+"""The scale of a kernel of zeros, and of one whose scale would be no number of float32 any more; requantisation makes it 0."""
+
 LARGEST_BIAS = 2**29
 """A bias takes at most this many steps; it leaves two bits of the 32 for the sum of products."""
 
@@ -70,11 +73,6 @@ def steps(folded: Graph) -> list[tuple[Node, str]]:
     return [(node, merged.get(node.name, node.name)) for node in folded.nodes if node.name not in gone]
 
 
-def keeps_scale(node: Node) -> bool:
-    """Whether the output has the scale of the input, because values are only moved or compared."""
-    return isinstance(node.layer, (AveragePool, MaxPool, Reshape))
-
-
 def calibrate(folded: Graph, images: Iterable[np.ndarray]) -> Calibration:
     """Statistics of the input and of every value, over images (1, H, W, C) float32, one at a time so that memory stays small."""
     wanted = [value for _, value in steps(folded)]
@@ -85,6 +83,8 @@ def calibrate(folded: Graph, images: Iterable[np.ndarray]) -> Calibration:
     for image in images:
         count += 1
         for name, value in {INPUT: image, **folded.evaluate(image, wanted)}.items():
+            if not np.isfinite(value).all():
+                raise MinitlError(f"the value of {name!r} is not finite on a calibration photo: the network overflows; train it anew")
             mean = value.reshape(-1, value.shape[-1]).mean(axis=0, dtype=np.float64)
             lows[name] = min(lows.get(name, np.inf), float(value.min()))
             highs[name] = max(highs.get(name, -np.inf), float(value.max()))
@@ -115,7 +115,7 @@ def quantise_kernel(kernel: np.ndarray, bias: np.ndarray, scale_in: float, mean:
     largest = np.abs(kernel).reshape(-1, channels).max(axis=0).astype(np.float64)
     bias = bias.astype(np.float64)
     scales = np.maximum(largest / 127, np.abs(bias) / (scale_in * LARGEST_BIAS))
-    scales = np.where(scales == 0, 1.0, scales).astype(np.float32).astype(np.float64)
+    scales = np.maximum(scales, SMALLEST_SCALE).astype(np.float32).astype(np.float64)
     q = np.clip(np.rint(kernel.astype(np.float64) / scales), -127, 127)
     error = q * scales - kernel
     weighted = error * mean if kernel.ndim == 3 else error * mean[:, None]  # depthwise: the input channel is the output channel
@@ -164,7 +164,7 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
             ops.append(integer.Add(node.name, read, value, *integer.add_parameters(ins[0].scale, ins[1].scale, out.scale)))
         elif isinstance(layer, Concat):
             out = tensor(0.0)
-            read = tuple(_rescaled(part, out, f"{value}_{i}", tensors, ops) for i, part in enumerate(ins))
+            read = tuple(_rescaled(part, out, f"{value}/{i}", tensors, ops) for i, part in enumerate(ins))
             ops.append(integer.Concat(node.name, read, value))
         elif isinstance(layer, Reshape):
             out = Tensor(value, shape, ins[0].scale, ins[0].zero_point)

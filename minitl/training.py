@@ -45,9 +45,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             low = {"epochs": 1, "batch": 1, "patience": 1}.get(name, 0)
-            high = {"momentum": 0.999, "rate": 1e3, "decay": 10, "seed": 2**32 - 1}.get(name, 1e9)
-            if not (isinstance(value, (int, float)) and low <= value <= high):
-                raise MinitlError(f"{name} must be a number from {low} to {high:g}, found {value!r}")
+            high = {"momentum": 0.999, "rate": 1000, "decay": 10, "seed": 2**32 - 1}.get(name, 10**9)
+            whole = name in ("epochs", "batch", "patience", "seed")
+            if not (isinstance(value, int if whole else (int, float)) and low <= value <= high):
+                raise MinitlError(f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, found {value!r}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,12 @@ def loss_and_accuracy(logits: Array, labels: Array) -> tuple[float, float]:
     return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
 
 
+def check_trainable(graph: Graph) -> None:
+    """MinitlError where the freeze mask leaves nothing to train."""
+    if not graph.trainable():
+        raise MinitlError("every layer is frozen: nothing can be trained; unfreeze at least the classifier")
+
+
 def fit(
     graph: Graph,
     train: Features,
@@ -135,8 +142,7 @@ def fit(
     report(epoch, seconds left at most) is called after every epoch.
     Raises MinitlError where nothing can be trained, or where the loss is no longer a number.
     """
-    if not graph.trainable():
-        raise MinitlError("every layer is frozen: nothing can be trained; unfreeze at least the classifier")
+    check_trainable(graph)
     rng = np.random.default_rng(settings.seed)
     optimiser = SGD(graph, settings.momentum, settings.decay)
     targets = one_hot(train_labels, graph.shapes[graph.output][0])

@@ -24,7 +24,7 @@ from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Model
 from .report import confusion_matrix, worst_mistakes
-from .training import Epoch, History, Settings, fit
+from .training import Epoch, History, Settings, check_trainable, fit
 
 HEAD = Settings(rate=0.05, decay=3e-3)
 """For a fresh classifier on fixed features. Of the decays 1e-4, 1e-3, 3e-3, 1e-2, this one gave the best accuracy on photos of monkeys:
@@ -147,10 +147,12 @@ def train(
     Raises MinitlError for anything wrong with the photos.
     """
     notify, started = notify or Notify(), time.monotonic()
+    replace(HEAD, **settings_given)  # raises before anything is read
     listing, fraction = choose_photos(photos, val)
     for note in listing.notes:
         notify.say(note)
     model = backbone.replace_head(listing.classes, settings_given.get("seed", 0)).freeze(freeze)
+    check_trainable(model.graph)
     head_only = model.feature_node in model.graph.frozen_prefix()
     settings = replace(HEAD if head_only else DEEP, **settings_given)
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from .architectures import build, complete
 from .errors import MinitlError
+from .files import printable
 from .graph import Graph
 from .images import Recipe
 from .quantize import Calibration, Statistics
@@ -127,7 +128,7 @@ def unpack(data: bytes, what: str) -> dict[str, np.ndarray]:
                 name = entry.filename.removesuffix(".npy")
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(data):
                     raise MinitlError(f"{what}: entry {name!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
-                if name in arrays or name == entry.filename:
+                if name in arrays or name == entry.filename or len(name) > 200:
                     raise MinitlError(f"{what}: entry {entry.filename!r:.60} appears twice or is no .npy array: not written by minitl")
                 arrays[name] = _array(archive.read(entry), f"{what}: entry {name!r:.60}")
             return arrays
@@ -179,16 +180,17 @@ def parse(data: bytes, what: str) -> Weights:
         meta = json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
         if not isinstance(meta, dict):
             raise ValueError("it is no object")
+        said = meta.pop("sha256", None)
+        found = content_hash(meta, arrays)
     except (ValueError, RecursionError) as problem:
         raise MinitlError(f"{what}: entry {JSON_ENTRY} cannot be read ({problem}); the file is damaged") from None
     if meta.get("format") != FORMAT:
         raise MinitlError(
             f"{what} is of format {meta.get('format')!r:.20}; this minitl reads format {FORMAT}: use the version that wrote it"
         )
-    said = meta.pop("sha256", None)
-    found = content_hash(meta, arrays)
     if said != found:
-        raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {str(said)[:12]}...: it was damaged or changed")
+        said = printable(str(said)[:12])
+        raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {said}...: it was damaged or changed")
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
@@ -216,11 +218,12 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: 
     assert isinstance(frozen, dict) and isinstance(arguments, dict)
     for mask in frozen.values():
         expect("frozen", mask is True or (isinstance(mask, list) and all(isinstance(b, bool) for b in mask)))
-    weights = Weights(str(architecture), arguments, arrays, Recipe.from_dict(meta.get("recipe")), classes, frozen, {}, provenance or {})
     try:
+        recipe = Recipe.from_dict(meta.get("recipe"))
+        weights = Weights(str(architecture), arguments, arrays, recipe, classes, frozen, {}, provenance or {})
         graph = weights.graph()
     except MinitlError as problem:
-        raise MinitlError(f"{what}: {problem}") from None
+        raise MinitlError(f"{what}: {str(problem):.500}") from None
     outputs = arguments.get("classes")
     if classes is not None and len(classes) != outputs:
         raise MinitlError(f"{what}: {len(classes)} class names for {outputs} outputs: the file was changed")
@@ -231,7 +234,7 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: 
     for name in sorted({name.removeprefix(CALIBRATION + "/").rpartition("/")[0] for name in statistics}):
         limits, mean = (statistics.pop(f"{CALIBRATION}/{name}/{kind}", None) for kind in ("range", "mean"))
         known = limits is not None and mean is not None and mean.shape == graph.shapes.get(name, ())[-1:] and limits.shape == (2,)
-        if limits is None or mean is None or not known or limits[0] > limits[1]:
+        if limits is None or mean is None or not known or not limits[0] <= mean.min() <= mean.max() <= limits[1]:
             raise MinitlError(f"{what}: the calibration of {name!r:.60} does not fit the network: the file was changed")
         weights.calibration[name] = Statistics(float(limits[0]), float(limits[1]), mean)
     if statistics:
