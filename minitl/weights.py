@@ -223,7 +223,7 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: 
         weights = Weights(str(architecture), arguments, arrays, recipe, classes, frozen, {}, provenance or {})
         graph = weights.graph()
     except MinitlError as problem:
-        raise MinitlError(f"{what}: {str(problem):.500}") from None
+        raise MinitlError(f"{what}: {problem!s:.500}") from None
     outputs = arguments.get("classes")
     if classes is not None and len(classes) != outputs:
         raise MinitlError(f"{what}: {len(classes)} class names for {outputs} outputs: the file was changed")
