@@ -8,6 +8,7 @@ and nothing of the user's is changed but what -o names. Left out: any work; that
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MinitlError
+from .files import printable
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def percent(share: float) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1))  # all ASCII: whatever the names, any terminal can print it and any program read it
 
 
 # ---- the commands
@@ -106,7 +108,7 @@ def command_train(arguments: argparse.Namespace) -> int:
     from .emit_c import check_name
 
     out = Path(arguments.output)
-    prepare_folder(out)
+    prepare_folder(out, arguments.photos)
     name = arguments.name or "model"
     check_name(name)
     console = Console(arguments.json)
@@ -167,10 +169,12 @@ def need_weights(given: str | None) -> str:
     return given
 
 
-def prepare_folder(out: Path) -> None:
-    """Make the output folder and prove, before any work is done, that it can be written."""
+def prepare_folder(out: Path, photos: str | None = None) -> None:
+    """Make the output folder and prove, before any work is done, that it can be written and does not lie among the photos."""
     from .files import write_atomically
 
+    if photos is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
+        raise MinitlError(f"the output folder {out} lies inside {photos}, where it would be taken for a class; choose another one with -o")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,7 +227,7 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
     for name, row, i in zip(result.classes, result.confusion(), range(len(result.classes)), strict=True):
         if sum(row):
             wrong = sorted(((n, result.classes[j]) for j, n in enumerate(row) if j != i and n), reverse=True)[:3]
-            print(f"  {name}: {row[i]} of {sum(row)}" + "".join(f", {n} taken for {other}" for n, other in wrong))
+            print(printable(f"  {name}: {row[i]} of {sum(row)}" + "".join(f", {n} taken for {other}" for n, other in wrong)))
     for entry in result.skipped:
         print(f"skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
     return 0
@@ -261,9 +265,9 @@ def command_predict(arguments: argparse.Namespace) -> int:
         )
     else:
         for a in good:
-            print(f"{a.path}: " + ", ".join(f"{name} {percent(p)}" for name, p in a.classes[: arguments.top]))
+            print(f"{printable(a.path)}: " + ", ".join(f"{printable(name)} {percent(p)}" for name, p in a.classes[: arguments.top]))
         for file, reason in problems:
-            print(f"skipped {file}: {reason}", file=sys.stderr)
+            print(f"skipped {printable(file)}: {reason}", file=sys.stderr)
     failed = any(a.problem and a.path in named for a in answers)
     return 1 if failed or not good else 0
 
@@ -320,9 +324,9 @@ def print_facts(key: str, value: Any, indent: str = "") -> None:
         for inner, item in value.items():
             print_facts(inner, item, indent + "  ")
     elif isinstance(value, list) and value and isinstance(value[0], str):
-        print(f"{indent}{key}: {len(value)}: {', '.join(value[:20])}{', ...' if len(value) > 20 else ''}")
+        print(printable(f"{indent}{key}: {len(value)}: {', '.join(value[:20])}{', ...' if len(value) > 20 else ''}"))
     else:
-        print(f"{indent}{key}: {value}")
+        print(printable(f"{indent}{key}: {value}"))
 
 
 def describe(loaded: Model) -> dict[str, Any]:
@@ -374,7 +378,7 @@ def command_vectors(arguments: argparse.Namespace) -> int:
     except MinitlError:  # not arranged in classes: any photos will do
         paths, _ = folders.find_photos(arguments.photos)
     out = Path(arguments.output)
-    prepare_folder(out)
+    prepare_folder(out, arguments.photos)
     console = Console()
     progress = console.counter("photos")
     names, inputs, logits = [], [], []
@@ -388,12 +392,12 @@ def command_vectors(arguments: argparse.Namespace) -> int:
         progress(done, len(paths))
     if not names:
         raise MinitlError(f"none of the photos in {arguments.photos} can be read")
-    listing = "".join(f"{name}\n" for name in names)
+    listing = "".join(f"{printable(name)}\n" for name in names)
     write_together(
         {
             out / "inputs.bin": np.concatenate(inputs).tobytes(),
             out / "logits.bin": np.concatenate(logits).tobytes(),
-            out / "names.txt": listing.encode("utf-8", "replace"),
+            out / "names.txt": listing.encode(),
         }
     )
     shape, classes = "x".join(map(str, loaded.graph.input_shape)), len(loaded.classes)
@@ -532,9 +536,20 @@ def positive(text: str) -> int:
     return value
 
 
+def drop_output() -> None:
+    """Send what could not be written to standard output nowhere, so that Python does not try again at its end and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken notes inside of whole pictures
     try:
         code: int = arguments.function(arguments)
@@ -547,8 +562,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; files were left as they were", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `minitl info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
+    except OSError as error:  # such as a full disk behind standard output
+        drop_output()
+        where = f"{printable(error.filename)}: " if error.filename else ""
+        print(f"minitl {arguments.command}: {where}{error.strerror or error}; check the disk and the permissions", file=sys.stderr)
+        return 1
     except MemoryError:
         print(f"minitl {arguments.command}: out of memory; use fewer photos, a smaller network or --freeze all", file=sys.stderr)
         return 1
