@@ -76,7 +76,7 @@ class Weights:
     def entries(self) -> dict[str, np.ndarray]:
         """All arrays of the file: the parameters, and two for each calibrated value (its range, its channels' means)."""
         entries = dict(self.arrays)
-        for name, seen in self.calibration.items():
+        for name, seen in sorted(self.calibration.items()):
             entries[f"{CALIBRATION}/{name}/range"] = np.array([seen.low, seen.high], np.float32)
             entries[f"{CALIBRATION}/{name}/mean"] = seen.mean
         return entries
@@ -135,7 +135,8 @@ def unpack(data: bytes, what: str) -> dict[str, np.ndarray]:
     except MinitlError:
         raise
     except Exception as problem:  # zipfile raises a dozen different ones for damaged files
-        raise MinitlError(f"{what} is damaged or no .npz file ({problem}); download or write it again") from None
+        why = printable(str(problem))
+        raise MinitlError(f"{what} is damaged or no .npz file ({why:.100}); download or write it again") from None
 
 
 def _array(npy: bytes, what: str) -> np.ndarray:
