@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from gradients import relative_error
+from peers import pytorch
 
 from minitl import kernels, reference
 from minitl.architectures import ARCHITECTURES, build, complete, feature_node
@@ -191,7 +192,7 @@ def trained_like(graph, seed=3):
 @networks
 @pytest.mark.parametrize(("size", "padding"), [((64, 64), "same"), ((97, 50), "same"), ((97, 50), "keras"), ((64, 49), "torch")])
 def test_logits_are_those_of_pytorch(architecture, size, padding):
-    torch = pytest.importorskip("torch")
+    torch = pytorch()
     graph = build(architecture, alpha=WIDTHS[architecture], input_shape=[*size, 3], classes=10, padding=padding).initialise(1)
     x = np.random.default_rng(2).standard_normal((3, *size, 3)).astype(np.float32)
     twin = TorchTwin(torch, trained_like(graph).arrays(), padding, training=False)
@@ -205,7 +206,7 @@ def test_logits_are_those_of_pytorch(architecture, size, padding):
 @pytest.mark.parametrize(("padding", "training"), [("same", True), ("same", False), ("keras", True), ("torch", False)])
 def test_gradients_of_all_parameters_are_those_of_pytorch(architecture, padding, training):
     """training False: every BatchNorm is frozen and runs on stored statistics, everything else trains."""
-    torch = pytest.importorskip("torch")
+    torch = pytorch()
     shape = (3, 50, 35, 3)
     graph = build(architecture, alpha=WIDTHS[architecture], input_shape=shape[1:], classes=4, padding=padding).initialise(1)
     graph = trained_like(graph).astype(np.float64)
