@@ -142,7 +142,9 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
         if isinstance(layer, (Conv2D, DepthwiseConv2D, Dense)):
             params = folded.params[node.name]
             bias = params.get("bias", np.zeros(params["kernel"].shape[-1], np.float32))
-            kernel, bias, scales = quantise_kernel(params["kernel"], bias, ins[0].scale, calibration[node.inputs[0]].mean)
+            lowest, highest = (ins[0].scale * (q - ins[0].zero_point) for q in (-128, 127))
+            mean = np.clip(calibration[node.inputs[0]].mean, lowest, highest)  # what a file claims cannot overflow the bias
+            kernel, bias, scales = quantise_kernel(params["kernel"], bias, ins[0].scale, mean)
             out = tensor(float(scales.max()) * ins[0].scale)  # one step of the accumulator; anything finer would hold nothing
             multiplier, shift = quantise_multipliers(ins[0].scale * scales / out.scale)
             numbers = (node.name, read, value, kernel, bias, multiplier, shift)

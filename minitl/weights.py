@@ -235,7 +235,7 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: 
     for name in sorted({name.removeprefix(CALIBRATION + "/").rpartition("/")[0] for name in statistics}):
         limits, mean = (statistics.pop(f"{CALIBRATION}/{name}/{kind}", None) for kind in ("range", "mean"))
         known = limits is not None and mean is not None and mean.shape == graph.shapes.get(name, ())[-1:] and limits.shape == (2,)
-        if limits is None or mean is None or not known or not limits[0] <= mean.min() <= mean.max() <= limits[1]:
+        if limits is None or mean is None or not known or limits[0] > limits[1]:
             raise MinitlError(f"{what}: the calibration of {name!r:.60} does not fit the network: the file was changed")
         weights.calibration[name] = Statistics(float(limits[0]), float(limits[1]), mean)
     if statistics:

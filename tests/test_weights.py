@@ -334,7 +334,6 @@ def test_a_calibration_that_does_not_fit_is_refused(parts):
         {ranges: np.float32(0)},
         {ranges: np.float32([0, np.inf])},
         {"calibration/conv1_relu/mean": mean[:2]},
-        {"calibration/conv1_relu/mean": mean + np.float32(1e30)},
         {"calibration/nowhere/range": np.float32([0, 1]), "calibration/nowhere/mean": mean},
         {"calibration/conv1_relu/median": mean},
         {"calibration/conv1_relu": mean},
@@ -354,9 +353,8 @@ def test_a_calibration_of_extremes_gives_an_integer_network_or_an_error_in_words
         changed = dict(arrays)
         for name in rng.choice(names, rng.integers(1, 6), replace=False):
             low, high = np.sort(rng.choice([-3e38, -1e10, -1, -1e-30, 0, 1e-45, 1e-20, 1, 6, 1e15, 3e38], 2))
-            mean = changed[f"calibration/{name}/mean"]
             changed[f"calibration/{name}/range"] = np.float32([low, high])
-            changed[f"calibration/{name}/mean"] = np.clip(mean, np.float32(low), np.float32(high))
+            changed[f"calibration/{name}/mean"] = changed[f"calibration/{name}/mean"] * np.float32(rng.choice([-1e36, 0, 1, 1e9]))
         model = minitl.Model(weights.parse(sealed(meta, changed), "file"))
         try:
             with np.errstate(all="raise", under="ignore"):
