@@ -465,14 +465,27 @@ def test_only_photo_errors_escape_from_any_bytes(data):
 @needs_shared
 def test_pillow_and_this_reader_agree_on_real_photos():
     for path in sorted((DATA / "imagenet-sample").glob("*.jpg"))[:20]:
-        got = read_photo(path, Recipe(224, 224))  # no photo is large enough for draft()
+        got = read_photo(path, Recipe(160, 160))  # no photo is large enough for draft()
         with Image.open(path) as picture:
             width, height = picture.size
             side = min(width, height) * 0.875
             box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-            expected = picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR, box=box)
+            expected = picture.convert("RGB").resize((160, 160), Image.Resampling.BILINEAR, box=box)
         assert np.array_equal(got, np.asarray(expected)), path.name
     assert read_photo(WEIGHTS / "grace_hopper.bmp", Recipe(96, 96)).shape == (96, 96, 3)
+
+
+@needs_shared
+def test_a_box_of_the_networks_own_size_is_cut_out_without_blur():
+    cut = 0
+    for path in sorted((DATA / "imagenet-sample").glob("*.jpg"))[:40]:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        if min(pixels.shape[:2]) == 256:  # times 0.875 is 224
+            top, left = (pixels.shape[0] - 224) // 2, (pixels.shape[1] - 224) // 2
+            assert np.array_equal(read_photo(path, Recipe(224, 224)), pixels[top : top + 224, left : left + 224]), path.name
+            cut += 1
+    assert cut >= 10
 
 
 # ---- decoding ahead ------------------------------------------------------------------------------------------------------------
