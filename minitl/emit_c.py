@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minitl import memory
-from minitl.errors import MinitlError
-from minitl.images import Recipe
-from minitl.integer import (
+from . import memory
+from .errors import MinitlError
+from .images import Recipe
+from .integer import (
     Add,
     AveragePool,
     Concat,

@@ -24,9 +24,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from minitl import kernels_int8, reference_int8
-from minitl.errors import MinitlError
-from minitl.geometry import Padding, Pair, output_hw
+from . import kernels_int8, reference_int8
+from .errors import MinitlError
+from .geometry import Padding, Pair, output_hw
 
 INT32_LIMIT = 2**31
 """Every accumulator, with either sign, stays below this."""

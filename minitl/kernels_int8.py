@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minitl.jit import njit
-from minitl.reference_int8 import Padding, Pair
+from .jit import njit
+from .reference_int8 import Padding, Pair
 
 
 @njit

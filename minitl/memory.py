@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minitl.integer import IntegerGraph, Reshape
+from .integer import IntegerGraph, Reshape
 
 IMAGE, LOGITS, ARENA = "image", "logits", "arena"
 
