@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from . import training
 from .errors import MinitlError
 from .features import Extraction, Progress, extract
 from .files import printable
-from .folders import Item, Listing, list_folder, split, with_validation
+from .folders import Item, Listing, groups_alike, list_folder, split, with_validation
 from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Model
 from .report import confusion_matrix, worst_mistakes
-from .training import Epoch, History, Settings, check_trainable, fit
+from .training import Epoch, History, Settings, check_trainable
 
 HEAD = Settings(rate=0.05, decay=3e-3)
 """For a fresh classifier on fixed features. Of the decays 1e-4, 1e-3, 3e-3, 1e-2, this one gave the best accuracy on photos of monkeys:
@@ -138,67 +139,79 @@ def train(
     freeze: str = "all",
     cache: Path | None = None,
     notify: Notify | None = None,
-    **settings_given: Any,
+    **settings: Any,
 ) -> Run:
     """Train a new classifier, and what `freeze` leaves trainable, on a folder of photos.
 
     photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder. freeze: as Model.freeze.
-    cache: folder for features, None to keep none. settings_given: epochs, seed, ... of training.Settings, instead of HEAD or DEEP.
-    Raises MinitlError for anything wrong with the photos.
+    The rest as in fit(). Raises MinitlError for anything wrong with the photos.
+    """
+    replace(HEAD, **settings)  # raises before anything is read
+    listing, fraction = choose_photos(photos, val)
+    model = backbone.replace_head(listing.classes, settings.get("seed", 0)).freeze(freeze)
+    return fit(model, listing, fraction=fraction, cache=cache, notify=notify, **settings)
+
+
+def fit(
+    model: Model, listing: Listing, *, fraction: float = 0.2, cache: Path | None = None, notify: Notify | None = None, **settings: Any
+) -> Run:
+    """Train what is not frozen in `model`, in place, on the photos of a folder; calibrate int8; measure both networks.
+
+    fraction: share of each class for validation, where the listing is not divided. cache: folder for features, None to keep none.
+    settings: epochs, seed, ... of training.Settings, instead of HEAD or DEEP. Raises MinitlError for anything wrong with the photos.
     """
     notify, started = notify or Notify(), time.monotonic()
-    replace(HEAD, **settings_given)  # raises before anything is read
-    listing, fraction = choose_photos(photos, val)
+    check_trainable(model.graph)
+    if listing.classes != model.classes:
+        raise MinitlError(f"the model answers {', '.join(model.classes)}, the photos show {', '.join(listing.classes)}: use replace_head")
     for note in listing.notes:
         notify.say(note)
-    model = backbone.replace_head(listing.classes, settings_given.get("seed", 0)).freeze(freeze)
-    check_trainable(model.graph)
     head_only = model.feature_node in model.graph.frozen_prefix()
-    settings = replace(HEAD if head_only else DEEP, **settings_given)
+    chosen = replace(HEAD if head_only else DEEP, **settings)
 
     found = extract(model.graph, model.recipe, [item.path for item in listing.items], cache, notify.photos)
     if found.cache_problem:
         notify.say(f"features are not kept: {found.cache_problem}")
-    read_seconds = time.monotonic() - started
+    photos_done = time.monotonic()
     items = [listing.items[i] for i in found.kept]
+    names = {item.path: item.name for item in listing.items}
     skipped = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
-    skipped += [{"file": name_of(listing, path), "reason": reason} for path, reason in found.skipped]
+    skipped += [{"file": names[path], "reason": reason} for path, reason in found.skipped]
     labels = np.array([item.label for item in items])
     in_val = divide(items, labels, found, fraction, listing.classes, notify)
     check_photos(labels, in_val, listing.classes, skipped)
     train_at, val_at = np.flatnonzero(~in_val), np.flatnonzero(in_val)
-
-    started_fit = time.monotonic()
-    history = fit(
-        model.graph, found.features.take(train_at), labels[train_at], found.features.take(val_at), labels[val_at], settings, notify.epoch
-    )  # fmt: skip
-    fit_seconds = time.monotonic() - started_fit
+    train_features, val_features = found.features.take(train_at), found.features.take(val_at)
+    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch)
+    fit_done = time.monotonic()
 
     notify.say("calibrating int8 and measuring both networks on the validation photos")
-    val_items = [items[i] for i in val_at]
     calibrate(model, [items[i] for i in train_at], [found.digests[i] for i in train_at])
-    both = evaluate_both(model, val_items, progress=notify.photos)
-    model.note(training=describe(settings, freeze, len(train_at), len(val_at), both[False].accuracy, both[True].accuracy))
-    report = make_report(model, both, history, skipped, settings, freeze, len(train_at))
-    report["seconds"] = {"photos": round(read_seconds, 2), "training": round(fit_seconds, 2), "all": round(time.monotonic() - started, 2)}
+    both = evaluate_both(model, [items[i] for i in val_at], progress=notify.photos)
+    frozen = describe_freeze(model, head_only)
+    model.note(training=describe(chosen, frozen, len(train_at), len(val_at), both[False].accuracy, both[True].accuracy))
+    report = make_report(model, both, history, skipped, chosen, frozen, len(train_at))
+    times = {"photos": photos_done - started, "training": fit_done - photos_done, "all": time.monotonic() - started}
+    report["seconds"] = {name: round(seconds, 2) for name, seconds in times.items()}
     report["features_reused"] = found.reused
     return Run(model, report, both[False].items)
 
 
-def name_of(listing: Listing, path: Path) -> str:
-    """The name of a photo below the folder, as its item says it."""
-    return next(item.name for item in listing.items if item.path == path)
+def describe_freeze(model: Model, head_only: bool) -> str:
+    """The freeze mask in a few words."""
+    layers = [node for node in model.graph.nodes if node.name in model.graph.params]
+    frozen = sum(model.graph.frozen.get(node.name) is True for node in layers)
+    return "all but the classifier" if head_only else f"{frozen} of {len(layers)} layers" if frozen else "nothing"
 
 
 def divide(items: Sequence[Item], labels: Array, found: Extraction, fraction: float, classes: Sequence[str], notify: Notify) -> Array:
     """(N,) bool: which photos validate, by the user's folders or by folders.split."""
     if any(item.part for item in items):
         in_val = np.array([item.part == "val" for item in items])
-        both = {d for d, v in zip(found.digests, in_val, strict=True) if v} & {
-            d for d, v in zip(found.digests, in_val, strict=True) if not v
-        }
-        if both:
-            notify.say(f"{len(both)} photos lie in both the training and the validation folder: the accuracy looks better than it is")
+        alike = np.array(groups_alike(found.looks))
+        copies = int(np.isin(alike[in_val], alike[~in_val]).sum())
+        if copies:
+            notify.say(f"{copies} validation photos are copies, or nearly, of training photos: the accuracy looks better than it is")
         return in_val
     if not items:
         return np.zeros(0, bool)
