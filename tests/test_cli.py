@@ -1,0 +1,836 @@
+"""The command line: every command does what its help says, every mistake gets a sentence and its exit code, nothing is ever half done."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models
+from conftest import DATA, WEIGHTS, needs_shared
+from PIL import Image
+from test_images import ordinary_user, unix
+
+import minitl
+from minitl import cli
+from minitl.cli import OUTPUTS, main
+from minitl.demo_pictures import draw_photos
+from minitl.images import read_photo
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKBONE = ["--weights", small_models.SMALL]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_cache(tmp_path_factory):
+    """Tests leave the cache of the user alone."""
+    kept = os.environ.get("MINITL_CACHE")
+    os.environ["MINITL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield Path(os.environ["MINITL_CACHE"])
+    os.environ.pop("MINITL_CACHE")
+    if kept is not None:
+        os.environ["MINITL_CACHE"] = kept
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fruit photos")
+    draw_photos(folder, 8, size=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """The folder that one training wrote."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    assert main(["train", str(photos), "-o", str(out), "--epochs", "5", *BACKBONE]) == 0
+    return out
+
+
+class Said:
+    """Exit code, output and errors of one command."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+        assert "Traceback" not in out + err, err
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    @property
+    def sentence(self):
+        """The last line of the errors, which says what is wrong."""
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process."""
+
+    def command(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return Said(code, *capsys.readouterr())
+
+    return command
+
+
+def started(*words, code="import sys; from minitl.cli import main; sys.exit(main())", **options):
+    """A process that runs a command, or other code with the same arguments."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=environment, **streams)
+
+
+def finished(process, timeout=60):
+    out, err = process.communicate(timeout=timeout)
+    return Said(process.returncode, (out or b"").decode(), (err or b"").decode())
+
+
+def content(folder):
+    """{name: bytes} of all files below a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def fails(said, code, *words):
+    """One clear sentence that starts with the command, and the exit code."""
+    assert said.code == code, said.err
+    assert said.sentence.startswith("minitl ") and len(said.sentence) < 600, said.err
+    for word in words:
+        assert str(word) in said.sentence, said.sentence
+    return said
+
+
+# ---- train
+
+
+def test_train_writes_four_files_and_says_how_good_it_is(run, photos, tmp_path):
+    said = run("train", photos, "-o", tmp_path / "new" / "out", "--epochs", 5, *BACKBONE)
+    assert said.code == 0 and sorted(content(tmp_path)) == sorted(f"new/out/{name}" for name in OUTPUTS)
+    report = json.loads((tmp_path / "new/out/report.json").read_text("utf-8"))
+    shares = [f"{100 * report['val'][kind]['accuracy']:.1f} % {kind}" for kind in ("float", "int8")]
+    assert said.out.startswith(f"validation accuracy: {shares[0]}, {shares[1]} ({report['val']['count']} photos)\n")
+    assert all(str(tmp_path / "new/out" / name) in said.out for name in OUTPUTS)
+    Image.open(tmp_path / "new/out/report.png").load()
+    assert "#define MODEL_IMPLEMENTATION" in (tmp_path / "new/out/model.h").read_text()
+    assert minitl.load(tmp_path / "new/out/model.npz").classes == ["apple", "banana", "cucumber"]
+
+
+def test_train_json_is_the_report_and_nothing_else(run, photos, tmp_path):
+    said = run("train", photos, "-o", tmp_path, "--epochs", 3, "--json", *BACKBONE)
+    assert said.code == 0 and said.err == ""
+    assert said.json == json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert {"classes", "history", "best_epoch", "val", "mistakes", "skipped", "settings", "seconds"} <= said.json.keys()
+    assert len(said.json["history"]) == 3 and said.json["settings"]["seed"] == 0
+
+
+def test_the_same_seed_writes_the_same_bytes(run, photos, trained, tmp_path):
+    """Other folders, names and times of the photos, other order on the disk, no cache, another process: the same model and header."""
+    same = {name: content(trained)[name] for name in ("model.npz", "model.h")}
+    moved = tmp_path / "moved"
+    for path in random.Random(0).sample(sorted(photos.rglob("*.jpg")), 24):
+        (moved / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, moved / path.parent.name / f"{path.stem[-4:]} of {path.parent.name}.JPEG")
+    assert run("train", moved, "-o", tmp_path / "a", "--epochs", 5, "--no-cache", *BACKBONE).code == 0
+    elsewhere = started(
+        "train", os.path.relpath(photos, tmp_path), "-o", "b", "--epochs", 5, "--seed", 0, *BACKBONE,
+        cwd=tmp_path, env={"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"},
+    )  # fmt: skip
+    assert finished(elsewhere).code == 0
+    assert run("train", photos, "-o", tmp_path / "c", "--epochs", 5, "--seed", 1, *BACKBONE).code == 0
+    for name, data in same.items():
+        assert (tmp_path / "a" / name).read_bytes() == data, name
+        assert (tmp_path / "b" / name).read_bytes() == data, name
+        assert (tmp_path / "c" / name).read_bytes() != data, name
+
+
+def test_nothing_of_the_users_is_changed(run, photos, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    (copy / "apple" / "bad.jpg").write_text("bad")
+    state = lambda: {str(p): (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in sorted(copy.rglob("*"))}  # noqa: E731
+    before = state()
+    out = tmp_path / "out"
+    assert run("train", copy, "-o", out, "--epochs", 2, *BACKBONE).code == 0
+    (out / "mine.txt").write_text("mine")
+    for words in (["train", copy, "-o", out, "--epochs", 2, *BACKBONE], ["evaluate", out / "model.npz", copy],
+                  ["predict", out / "model.npz", copy], ["vectors", out / "model.npz", copy, "-o", tmp_path / "vectors"]):  # fmt: skip
+        assert run(*words).code == 0
+    assert state() == before and (out / "mine.txt").read_text() == "mine" and len(os.listdir(out)) == 5
+
+
+def test_train_uses_what_it_was_given(run, photos, tmp_path):
+    said = run("train", photos, "-o", tmp_path, "--epochs", 2, "--rate", 0.01, "--batch", 4, "--seed", 9, "--freeze", "conv_pw_12",
+               "--name", "fruit_2", "--json", *BACKBONE)  # fmt: skip
+    settings = said.json["settings"]
+    assert (settings["epochs"], settings["rate"], settings["batch"], settings["seed"]) == (2, 0.01, 4, 9)
+    model = minitl.load(tmp_path / "model.npz")
+    assert {node for node, _, _ in model.graph.trainable()} >= {"conv_dw_13", "conv_preds"} and "conv_pw_12" in model.graph.frozen
+    assert "int fruit_2_run(const int8_t *image, int8_t *logits)" in (tmp_path / "model.h").read_text()
+    again = run("train", photos, "-o", tmp_path / "more", "--epochs", 2, "--weights", tmp_path / "model.npz")
+    assert again.code == 0  # a model of ours is a backbone, too
+
+
+def test_val_is_a_share_a_folder_or_the_users_own(run, photos, tmp_path):
+    half = run("train", photos, "-o", tmp_path / "o", "--epochs", 1, "--val", "0.5", "--json", *BACKBONE)
+    assert half.json["val"]["count"] == 12
+    other = tmp_path / "other"
+    draw_photos(other, 2, seed=5, size=48)
+    folder = run("train", photos, "-o", tmp_path / "o", "--epochs", 1, "--val", other, "--json", *BACKBONE)
+    assert folder.json["val"]["count"] == 6 and folder.json["facts"]["training photos"] == 24
+    shutil.copytree(photos, tmp_path / "divided" / "train")
+    shutil.copytree(other, tmp_path / "divided" / "validation")
+    own = run("train", tmp_path / "divided", "-o", tmp_path / "o", "--epochs", 1, "--json", *BACKBONE)
+    assert own.json["val"]["count"] == 6
+    measured = run("evaluate", tmp_path / "o" / "model.npz", tmp_path / "divided", "--json")
+    assert measured.json["count"] == 6 and measured.json["accuracy"] == own.json["val"]["float"]["accuracy"]
+    fails(run("train", tmp_path / "divided", "-o", tmp_path / "o", "--val", "0.2", *BACKBONE), 1, "own train and val")
+    fails(run("train", photos, "-o", tmp_path / "o", "--val", photos, *BACKBONE), 1, "training photos too")
+    for wrong in ("0", "1", "1.5", "-1", "nan", tmp_path / "nowhere"):
+        fails(run("train", photos, "-o", tmp_path / "o", f"--val={wrong}", *BACKBONE), 1)
+
+
+def test_a_second_run_reuses_the_features(run, photos, tmp_path):
+    first = run("train", photos, "-o", tmp_path / "a", "--epochs", 2, "--cache", tmp_path / "cache", "--json", *BACKBONE)
+    again = run("train", photos, "-o", tmp_path / "a", "--epochs", 2, "--cache", tmp_path / "cache", "--json", *BACKBONE)
+    none = run("train", photos, "-o", tmp_path / "a", "--epochs", 2, "--no-cache", "--json", *BACKBONE)
+    assert [said.json["features_reused"] for said in (first, again, none)] == [0, 24, 0]
+    (tmp_path / "file").write_bytes(b"mine")
+    said = run("train", photos, "-o", tmp_path / "a", "--epochs", 2, "--cache", tmp_path / "file", *BACKBONE)
+    assert said.code == 0 and "features are not kept" in said.err and (tmp_path / "file").read_bytes() == b"mine"
+
+
+NAMES_PROGRAM = """
+#define MODEL_IMPLEMENTATION
+#include "MODEL.H"
+#include <stdio.h>
+int main(void) { for (int i = 0; i < MODEL_CLASSES; i++) { puts(model_class_names[i]); } return 0; }
+"""
+
+
+def test_names_of_classes_may_be_anything_that_a_folder_can_be_called(run, photos, tmp_path):
+    names = ["a b", "100 %s %d", 'O\'Neil "x"', "Käse 🧀", "-rf", "\\n*|??|", "日本", "{0}"]
+    for i, name in enumerate(names):
+        (tmp_path / "π photos 🙂" / name).mkdir(parents=True)
+        for k, path in enumerate(sorted(photos.rglob("*.jpg"))[3 * i : 3 * i + 3]):
+            shutil.copy(path, tmp_path / "π photos 🙂" / name / f"ü {k} %s.jpg")
+    out = tmp_path / "öut %d"
+    assert run("train", tmp_path / "π photos 🙂", "-o", out, "--epochs", 1, *BACKBONE).code == 0
+    assert run("info", out / "model.npz", "--json").json["classes"] == sorted(names)
+    found = run("evaluate", out / "model.npz", tmp_path / "π photos 🙂", "--json").json
+    assert found["count"] == 24 and found["classes"] == sorted(names)
+    said = run("predict", out / "model.npz", tmp_path / "π photos 🙂", "--top", 8)
+    assert said.code == 0 and all(name in said.out.splitlines()[0] for name in names) and "ü 0 %s.jpg: " in said.out
+    if shutil.which("gcc"):
+        (tmp_path / "main.c").write_text(NAMES_PROGRAM.replace("MODEL.H", f"{out}/model.h"))
+        subprocess.run(["gcc", "-std=c99", "-Wall", "-Werror", "main.c", "-o", "main"], cwd=tmp_path, check=True)
+        assert subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout.decode().splitlines() == sorted(names)
+
+
+# ---- evaluate and predict
+
+
+def test_evaluate_counts_every_photo(run, trained, photos):
+    said, exact = run("evaluate", trained / "model.npz", photos), run("evaluate", trained / "model.npz", photos, "--json")
+    assert set(exact.json) == {"accuracy", "count", "classes", "confusion", "skipped"} and exact.json["count"] == 24
+    model = minitl.load(trained / "model.npz")
+    confusion = np.zeros((3, 3), int)
+    for path in photos.rglob("*.jpg"):
+        answer = model.predict(path)[0].classes[0][0]
+        confusion[model.classes.index(path.parent.name), model.classes.index(answer)] += 1
+    assert exact.json["confusion"] == confusion.tolist() and exact.json["accuracy"] == np.trace(confusion) / 24
+    assert said.code == 0 and said.out.startswith(f"accuracy: {100 * np.trace(confusion) / 24:.1f} % of 24 photos, float\n")
+    assert f"  apple: {confusion[0, 0]} of 8" in said.out
+    integer = run("evaluate", trained / "model.npz", photos, "--int8", "--json").json
+    answers = [answer.classes[0][0] for answer in model.predict(sorted(photos.rglob("*.jpg")), int8=True)]
+    assert integer["accuracy"] == np.mean([path.parent.name == a for path, a in zip(sorted(photos.rglob("*.jpg")), answers, strict=True)])
+
+
+def test_evaluate_names_what_it_skipped_and_what_it_cannot_match(run, trained, photos, tmp_path):
+    shutil.copytree(photos / "apple", tmp_path / "apple")
+    (tmp_path / "apple" / "bad.jpg").write_text("bad")
+    (tmp_path / "apple" / "notes.doc").write_text("notes")
+    said = run("evaluate", trained / "model.npz", tmp_path)
+    assert said.code == 0 and "8 photos" in said.out and "skipped apple/bad.jpg: " in said.err and "skipped apple/notes.doc: " in said.err
+    assert len(run("evaluate", trained / "model.npz", tmp_path, "--json").json["skipped"]) == 2
+    (tmp_path / "pear").mkdir()
+    shutil.copy(next((photos / "apple").iterdir()), tmp_path / "pear")
+    fails(run("evaluate", trained / "model.npz", tmp_path), 1, "'pear'", "'apple', 'banana', 'cucumber'")
+
+
+def test_predict_answers_for_files_and_folders(run, trained, photos, tmp_path):
+    good = sorted((photos / "banana").iterdir())
+    (tmp_path / "bad.jpg").write_text("bad")
+    shutil.copy(good[0], tmp_path / "good.png")
+    (tmp_path / "notes.txt").write_text("notes")
+    model = minitl.load(trained / "model.npz")
+    said = run("predict", trained / "model.npz", good[0], good[1], "--top", 2)
+    assert said.code == 0 and len(said.out.splitlines()) == 2
+    best = model.predict(good[0])[0].classes
+    assert said.out.splitlines()[0] == f"{good[0]}: {best[0][0]} {100 * best[0][1]:.1f} %, {best[1][0]} {100 * best[1][1]:.1f} %"
+    folder = run("predict", trained / "model.npz", tmp_path)
+    assert folder.code == 0 and len(folder.out.splitlines()) == 1 and "bad.jpg" in folder.err and "notes.txt" in folder.err
+    named = run("predict", trained / "model.npz", good[0], tmp_path / "bad.jpg", "--json")
+    assert named.code == 1  # a photo that was named
+    assert [entry["file"] for entry in named.json["photos"]] == [str(good[0])] and len(named.json["photos"][0]["classes"]) == 3
+    assert [entry["file"] for entry in named.json["skipped"]] == [str(tmp_path / "bad.jpg")]
+    assert run("predict", trained / "model.npz", tmp_path / "nowhere.jpg").code == 1
+    integer = run("predict", trained / "model.npz", good[0], "--int8", "--json", "--top", 1).json["photos"][0]["classes"]
+    name, probability = model.predict(good[0], int8=True)[0].classes[0]
+    assert integer == [{"name": name, "probability": probability}]
+    (tmp_path / "empty").mkdir()
+    fails(run("predict", trained / "model.npz", tmp_path / "empty"), 1, "no photos")
+
+
+# ---- export, vectors, convert, info
+
+
+def test_export_writes_the_header_of_the_training_again(run, trained, tmp_path):
+    assert run("export", trained / "model.npz", "-o", tmp_path / "model.h").code == 0
+    assert (tmp_path / "model.h").read_bytes() == (trained / "model.h").read_bytes()
+    for file, flags, name in (
+        ("net.h", [], "net"),
+        ("My Net-2.h", [], "My_Net_2"),
+        ("2nd.H", [], "model_2nd"),
+        ("noending", [], "noending"),
+        ("x.h", ["--name", "Other_1"], "Other_1"),
+    ):
+        said = run("export", trained / "model.npz", "-o", tmp_path / file, *flags)
+        assert said.code == 0 and said.out == f"written: {tmp_path / file}\n"
+        text = (tmp_path / file).read_text()
+        assert f"int {name}_run(const int8_t *image, int8_t *logits)" in text and f"#define {name.upper()}_ARENA_BYTES" in text
+    for name in ("int", "2x", "a b", "_x", "a__b", "ü", ""):
+        said = run("export", trained / "model.npz", "-o", tmp_path / "y.h", "--name", name)
+        assert (said.code == 1 and "C name" in said.sentence) or name == ""
+    assert sorted(content(tmp_path).keys() - {"y.h"}) == ["2nd.H", "My Net-2.h", "model.h", "net.h", "noending", "x.h"]
+
+
+def test_vectors_are_what_python_computes(run, trained, photos, tmp_path):
+    said = run("vectors", trained / "model.npz", photos, "-o", tmp_path / "v")
+    assert said.code == 0 and "24 photos" in said.out and sorted(os.listdir(tmp_path / "v")) == ["inputs.bin", "logits.bin", "names.txt"]
+    paths = [Path(line) for line in (tmp_path / "v/names.txt").read_text("utf-8").splitlines()]
+    assert sorted(paths) == sorted(photos.rglob("*.jpg"))
+    model = minitl.load(trained / "model.npz")
+    pixels = np.stack([read_photo(path, model.recipe) for path in paths])
+    q = model.recipe.quantise_pixels(pixels)
+    assert (tmp_path / "v/inputs.bin").read_bytes() == q.tobytes() and q.size == 24 * 32 * 32 * 3
+    assert (tmp_path / "v/logits.bin").read_bytes() == model.quantise().run(q, plain=True).tobytes()
+
+
+def test_vectors_take_photos_without_classes_and_skip_bad_ones(run, trained, photos, tmp_path):
+    loose = tmp_path / "loose"
+    shutil.copytree(photos / "apple", loose)
+    (loose / "bad.jpg").write_text("bad")
+    (loose / "line\nbreak.jpg").write_bytes(next((photos / "apple").iterdir()).read_bytes())
+    said = run("vectors", trained / "model.npz", loose, "-o", tmp_path / "v")
+    assert said.code == 0 and "bad.jpg" in said.err and (tmp_path / "v/inputs.bin").stat().st_size == 9 * 32 * 32 * 3
+    assert len((tmp_path / "v/names.txt").read_text().splitlines()) == 9
+    fails(run("vectors", trained / "model.npz", tmp_path / "v", "-o", tmp_path / "w"), 1, "no photos")
+    backbone = tmp_path / "b.npz"
+    minitl.model.find(small_models.SMALL).save(backbone)
+    fails(run("vectors", backbone, loose, "-o", tmp_path / "w"), 1, "no classifier")
+    fails(run("export", backbone, "-o", tmp_path / "w.h"), 1, "no classifier")
+    fails(run("predict", backbone, loose), 1, "no classifier")
+    fails(run("evaluate", backbone, photos), 1)
+    assert not (tmp_path / "w").exists() and not (tmp_path / "w.h").exists()
+
+
+def test_info_shows_layers_work_mask_and_origin(run, trained):
+    facts = run("info", trained / "model.npz", "--json").json
+    assert {"architecture", "arguments", "layers", "parameters", "macs", "recipe", "classes", "calibrated", "sha256", "provenance"} <= set(
+        facts
+    )
+    model = minitl.load(trained / "model.npz")
+    assert facts["sha256"] == model.content().content_hash() and facts["calibrated"] is True
+    assert facts["parameters"] == sum(row["parameters"] for row in facts["layers"]) == sum(a.size for a in model.graph.arrays().values())
+    assert facts["macs"] == model.quantise().macs()  # BatchNorm costs none
+    rows = {row["name"]: row for row in facts["layers"]}
+    assert rows["conv1"]["frozen"] == "yes" and rows["conv_preds"]["frozen"] == "" and rows["conv_pw_13_relu"]["output"] == [1, 1, 102]
+    text = run("info", trained / "model.npz").out
+    for word in ("conv_pw_13_bn", "BatchNorm", "alpha: 0.1", "crop_fraction: 0.875", "classes: 3: apple, banana, cucumber", facts["sha256"],
+                 f"source: {small_models.SMALL}", "freeze: all"):  # fmt: skip
+        assert word in text, word
+
+
+def test_info_shows_partial_masks(run, tmp_path):
+    model = small_models.model()
+    model.graph.unfreeze("=conv_pw_13").freeze("=conv_pw_13", np.arange(102) < 30)
+    model.save(tmp_path / "m.npz")
+    rows = {row["name"]: row["frozen"] for row in run("info", tmp_path / "m.npz", "--json").json["layers"]}
+    assert rows["conv_pw_13"] == "30 of 102 channels"
+
+
+FOREIGN = ["mobilenet_v1_0.25_128_quant.tflite", "vww_96_float.tflite", "vww_96.h5", "mobilenet_2_5_224_tf_no_top.h5"]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", FOREIGN)
+def test_convert_and_info_read_foreign_files(run, name, tmp_path):
+    source = WEIGHTS / name
+    said = run("convert", source, "-o", tmp_path / "w.npz")
+    assert said.code == 0 and str(tmp_path / "w.npz") in said.out
+    ours, theirs = run("info", tmp_path / "w.npz", "--json").json, run("info", source, "--json").json
+    assert ours == theirs and ours["provenance"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert run("info", source).code == 0 and run("convert", tmp_path / "w.npz", "-o", tmp_path / "again.npz").code == 0
+    assert (tmp_path / "w.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    before, after = minitl.load(source).graph.arrays(), minitl.load(tmp_path / "w.npz").graph.arrays()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+# ---- usage
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["frob"], ["train"], ["train", "x"], ["train", "x", "-o", "y", "--epochs", "many"], ["train", "x", "-o", "y", "--frob"],
+     ["predict", "m.npz"], ["predict", "m.npz", "x", "--top", "0"], ["predict", "m.npz", "x", "--top", "few"], ["export", "m.npz"],
+     ["evaluate", "m.npz"], ["info"], ["convert", "x"], ["vectors", "m.npz", "x"], ["info", "a", "b"]],
+    ids=lambda words: " ".join(words) or "nothing",
+)  # fmt: skip
+def test_a_command_that_cannot_be_understood_ends_with_2(run, words):
+    said = run(*words)
+    assert said.code == 2 and said.out == "" and "usage: minitl" in said.err and ": error: " in said.sentence
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "export", "convert", "info", "vectors", "demo"])
+def test_help_teaches(run, command):
+    said = run(*([command] if command else []), "--help")
+    assert said.code == 0 and said.err == "" and "usage: minitl" in said.out and len(said.out) > 200
+    assert max(map(len, said.out.splitlines())) <= 140
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version").out == f"minitl {minitl.__version__}\n"
+
+
+def test_the_module_and_the_script_are_the_same_command():
+    said = subprocess.run(
+        [sys.executable, "-m", "minitl", "--version"], capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
+    )
+    assert said.stdout.decode() == f"minitl {minitl.__version__}\n"
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'minitl = "minitl.cli:main"' in text
+
+
+# ---- mistakes
+
+
+def classes_of(folder, photos, **extra):
+    """Two classes of three good photos each, and in the first one the extra files {name: bytes}."""
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+    for i, path in enumerate(sorted(photos.rglob("*.jpg"))[:6]):
+        shutil.copy(path, folder / ("one", "two")[i % 2] / f"{i}.jpg")
+    for name, data in extra.items():
+        (folder / "one" / name.replace("_", ".")).write_bytes(data)
+    return folder
+
+
+def test_folders_without_classes_are_mistakes(run, photos, tmp_path):
+    train = lambda folder: run("train", folder, "-o", tmp_path / "out", "--epochs", 1, *BACKBONE)  # noqa: E731
+    (tmp_path / "empty").mkdir()
+    fails(train(tmp_path / "empty"), 1, "empty", "no photos", "PHOTOS/CLASS/photo.jpg")
+    (tmp_path / "one").mkdir()
+    shutil.copytree(photos / "apple", tmp_path / "one" / "apple")
+    fails(train(tmp_path / "one"), 1, "one class only", "'apple'")
+    fails(train(photos / "apple"), 1, "8 photos lie directly in it")
+    (tmp_path / "two" / "a").mkdir(parents=True)
+    (tmp_path / "two" / "b").mkdir()
+    fails(train(tmp_path / "two"), 1, "no photos")
+    fails(train(tmp_path / "nowhere"), 1, "nowhere", "No such file")
+    fails(train(next((photos / "apple").iterdir())), 1, "this is a file")
+    assert content(tmp_path / "out") == {} if (tmp_path / "out").exists() else True
+
+
+@pytest.fixture(scope="module")
+def strange_photos(tmp_path_factory):
+    """{name: (bytes, word of the reason or None where it is a good photo)}."""
+    folder = tmp_path_factory.mktemp("strange")
+    gradient = np.add.outer(np.arange(4000) // 20, np.arange(5000) // 40).astype(np.uint8)
+    large = Image.fromarray(np.stack([gradient, gradient.T.reshape(4000, 5000), 255 - gradient], -1))
+    large.save(folder / "large.jpg", quality=85)
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    data = (folder / "large.jpg").read_bytes()
+    return {
+        "text_jpg": (b"I am no picture", "not a picture"),
+        "half_jpg": (data[: len(data) // 2], "cut short"),
+        "tiny_png": ((folder / "tiny.png").read_bytes(), "1 x 1 pixels"),
+        "empty_jpg": (b"", "empty"),
+        "large_jpg": (data, None),
+    }
+
+
+def test_bad_photos_are_named_skipped_and_counted(run, photos, strange_photos, tmp_path):
+    folder = classes_of(tmp_path / "p", photos, **{name: data for name, (data, _) in strange_photos.items()})
+    said = run("train", folder, "-o", tmp_path / "out", "--epochs", 1, *BACKBONE)
+    assert said.code == 0 and "skipped: 4 files" in said.out
+    report = json.loads((tmp_path / "out/report.json").read_text("utf-8"))
+    reasons = {entry["file"]: entry["reason"] for entry in report["skipped"]}
+    assert reasons.keys() == {f"one/{name.replace('_', '.')}" for name, (_, word) in strange_photos.items() if word}
+    for name, (data, word) in strange_photos.items():
+        path = tmp_path / "p" / "one" / name.replace("_", ".")
+        said = run("predict", tmp_path / "out/model.npz", path)
+        if word:
+            assert word in reasons[f"one/{path.name}"], reasons
+            assert said.code == 1 and word in said.err and path.name in said.err
+        else:
+            assert said.code == 0 and len(data) > 10**5 and path.name in said.out
+
+
+def test_a_class_whose_photos_are_all_bad_is_named(run, photos, tmp_path):
+    folder = classes_of(tmp_path / "p", photos)
+    for path in (folder / "two").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    said = run("train", folder, "-o", tmp_path / "out", "--epochs", 1, *BACKBONE)
+    fails(said, 1, "'two'", "3 files were skipped", "two/")
+
+
+def test_bad_weights_are_mistakes(run, photos, trained, tmp_path):
+    data = bytearray((trained / "model.npz").read_bytes())
+    at = data.rindex(b"conv_preds/bias.npy", 0, data.index(b"PK\x01\x02")) + 19 + 128
+    data[at] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(bytes(data))
+    arrays = dict(minitl.weights.unpack((trained / "model.npz").read_bytes(), "x"))
+    arrays["conv_preds/bias"] = arrays["conv_preds/bias"] + 1
+    (tmp_path / "hash.npz").write_bytes(minitl.weights.pack(arrays))
+    (tmp_path / "cut.npz").write_bytes((trained / "model.npz").read_bytes()[:5000])
+    np.savez(tmp_path / "numpy.npz", a=np.zeros(3, np.float32))
+    cases = {
+        "flipped.npz": "damaged",
+        "hash.npz": "hash",
+        "cut.npz": "damaged",
+        "numpy.npz": "not one of minitl's",
+        "nowhere.npz": "No such",
+        ".": "is a folder",
+    }
+    photo = next((photos / "apple").iterdir())
+    for name, word in cases.items():
+        path = tmp_path / name
+        for words in (["info", path], ["predict", path, photo], ["evaluate", path, photos], ["export", path, "-o", tmp_path / "x.h"],
+                      ["convert", path, "-o", tmp_path / "x.npz"], ["vectors", path, photos, "-o", tmp_path / "v"],
+                      ["train", photos, "-o", tmp_path / "o", "--weights", path]):  # fmt: skip
+            fails(run(*words), 1, word)
+    fails(run("info", photo), 1, "JPEG")
+    fails(run("train", photos, "-o", tmp_path / "o"), 1, "--weights is missing")
+    assert not {"x.h", "x.npz", "v"} & set(os.listdir(tmp_path)) and content(tmp_path / "o") == {}
+
+
+@needs_shared
+def test_bad_foreign_weights_are_mistakes(run, photos, tmp_path):
+    whole = (WEIGHTS / "vww_96_float.tflite").read_bytes()
+    (tmp_path / "cut.tflite").write_bytes(whole[: len(whole) // 2])
+    whole = (WEIGHTS / "vww_96.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:  # a network that is none of ours
+        file.attrs["layer_names"] = [b"dense_1"]
+        group = file.create_group("dense_1")
+        group.attrs["weight_names"] = [b"dense_1/kernel:0"]
+        group.create_dataset("dense_1/kernel:0", data=np.zeros((4, 2), np.float32))
+    for name in ("cut.tflite", "cut.h5", "other.h5"):
+        for words in (["info", tmp_path / name], ["train", photos, "-o", tmp_path / "o", "--weights", tmp_path / name],
+                      ["convert", tmp_path / name, "-o", tmp_path / "x.npz"]):  # fmt: skip
+            fails(run(*words), 1, name)
+    assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["--freeze", "conv_pw_99"], "did you mean conv_pw_9"), (["--freeze", "*"], "every layer is frozen"), (["--freeze", ""], "no layer"),
+     (["--freeze", "conv_preds"], "every layer is frozen"), (["--seed=-1"], "seed must be"), (["--seed", str(2**40)], "seed must be"),
+     (["--epochs", "0"], "epochs must be"), (["--batch", "0"], "batch must be"), (["--rate", "nan"], "rate must be"),
+     (["--rate=-1"], "rate must be"), (["--name", "2x"], "C name"), (["--weights", "random:x"], "is no network"),
+     (["--weights", "random:mobilenet_v1_0.25_16"], "32 to 4096"), (["--weights", "x" * 300], "cannot be read")],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value)[:40],
+)  # fmt: skip
+def test_impossible_wishes_are_mistakes(run, photos, tmp_path, words, expected):
+    fails(run("train", photos, "-o", tmp_path, *BACKBONE, *words), 1, expected)
+    assert content(tmp_path) == {}
+
+
+def test_an_output_among_the_photos_is_refused(run, photos, trained, tmp_path):
+    """Its report.png would be a photo of the class 'out' in the next run."""
+    folder = classes_of(tmp_path / "p", photos)
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, folder / "out", tmp_path / "link" / "out", folder / "one" / "deep" / "out"):
+        fails(run("train", folder, "-o", out, "--epochs", 1, *BACKBONE), 1, "lies inside")
+        fails(run("vectors", trained / "model.npz", folder, "-o", out), 1, "lies inside")
+    assert sorted(os.listdir(folder)) == ["one", "two"] and sorted(os.listdir(folder / "one")) == ["0.jpg", "2.jpg", "4.jpg"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, photos, trained, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"mine")
+    monkeypatch.setattr(minitl.transfer, "extract", lambda *_: pytest.fail("photos were read"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below", "/dev/null/x", tmp_path / ("x" * 300)):
+        fails(run("train", photos, "-o", out, *BACKBONE), 1)
+        fails(run("vectors", trained / "model.npz", photos, "-o", out), 1)
+    fails(run("export", trained / "model.npz", "-o", tmp_path), 1, "it is a folder")
+    fails(run("export", trained / "model.npz", "-o", tmp_path / "no" / "x.h"), 1, "its folder does not exist")
+    fails(run("convert", trained / "model.npz", "-o", tmp_path), 1, "it is a folder")
+    assert (tmp_path / "file").read_bytes() == b"mine" and os.listdir(tmp_path) == ["file"]
+
+
+@unix
+@ordinary_user
+def test_a_read_only_output_folder_is_refused(run, photos, tmp_path):
+    tmp_path.chmod(0o555)
+    fails(run("train", photos, "-o", tmp_path / "out", *BACKBONE), 1, "Permission denied")
+    fails(run("train", photos, "-o", tmp_path, *BACKBONE), 1, "Permission denied")
+    tmp_path.chmod(0o755)
+
+
+# ---- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 KiB, where the system lets us make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        not sys.platform.startswith("linux")
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_leaves_the_old_files(run, photos, trained, small_disk):
+    for name in OUTPUTS:
+        (small_disk / name).write_bytes(b"old")
+    (small_disk / "filler").write_bytes(bytes(400 << 10))
+    before = content(small_disk)
+    fails(run("train", photos, "-o", small_disk, "--epochs", 1, *BACKBONE), 1, "No space left on device", "free space")
+    fails(run("export", trained / "model.npz", "-o", small_disk / "model.h"), 1, "No space left")
+    assert content(small_disk) == before
+    said = run("train", photos, "-o", small_disk.parent / "out", "--epochs", 1, "--cache", small_disk, *BACKBONE)
+    assert said.code == 0  # a full cache costs the cache
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    fails(run("train", photos, "-o", small_disk, "--epochs", 1, *BACKBONE), 1, "Read-only file system")
+    fails(run("train", photos, "-o", small_disk / "new", "--epochs", 1, *BACKBONE), 1, "Read-only file system")
+
+
+@pytest.mark.parametrize("fail_at", [2, 3, 4, 5])
+def test_a_disk_that_fills_up_while_writing_leaves_the_old_files(run, photos, trained, tmp_path, monkeypatch, fail_at):
+    shutil.copytree(trained, tmp_path / "out")
+    before = content(tmp_path / "out")
+    calls = []
+
+    def filling_up(handle, real=os.fsync):
+        calls.append(handle)
+        if len(calls) == fail_at:  # the first one is the probe of the folder
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", filling_up)
+    monkeypatch.setattr("minitl.files._sync_folder", lambda folder: None)
+    fails(run("train", photos, "-o", tmp_path / "out", "--epochs", 2, "--no-cache", *BACKBONE), 1, "No space left")
+    assert content(tmp_path / "out") == before and len(calls) == fail_at
+
+
+@unix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["info", "predict"])
+def test_full_standard_output_is_a_sentence(trained, photos, command):
+    words = [command, trained / "model.npz", *([photos] if command == "predict" else [])]
+    with open("/dev/full", "wb") as full:
+        said = finished(started(*words, stdout=full))
+    fails(said, 1, "No space left on device")
+    assert len(said.err.strip().splitlines()) == 1
+
+
+@unix
+def test_a_reader_that_has_gone_is_no_error(trained):
+    process = started("info", trained / "model.npz", "--json")
+    process.stdout.read(10)
+    process.stdout.close()
+    _, err = process.communicate(timeout=60) if not process.stdout.closed else (None, process.stderr.read())
+    assert process.wait(60) == 0 and err == b""
+
+
+@unix
+def test_names_that_the_terminal_cannot_show_are_no_error(trained, photos, tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9 \xff.jpg"
+    shutil.copy(next((photos / "apple").iterdir()), os.fsdecode(name))
+    shutil.copy(next((photos / "apple").iterdir()), tmp_path / "🙂.jpg")
+    for encoding in ("ascii:strict", "utf-8:strict"):
+        said = finished(started("predict", trained / "model.npz", tmp_path, env={"PYTHONIOENCODING": encoding}))
+        assert said.code == 0 and len(said.out.splitlines()) == 2
+    listed = finished(started("predict", trained / "model.npz", tmp_path, "--json", env={"PYTHONIOENCODING": "ascii:strict"}))
+    assert {entry["file"] for entry in listed.json["photos"]} == {os.fsdecode(name), str(tmp_path / "🙂.jpg")}
+
+
+# ---- Ctrl-C and kill -9
+
+SLOW = """
+import sys, time
+from minitl import training, features, cli
+def slowly(function):
+    def slow(*arguments):
+        print("step", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+        return function(*arguments)
+    return slow
+WHERE
+sys.exit(cli.main())
+"""
+SLOW_TRAINING = SLOW.replace("WHERE", "training.train_step = slowly(training.train_step)")
+SLOW_PHOTOS = SLOW.replace("WHERE", "features.features_of = slowly(features.features_of)")
+
+
+def wait_for(process, word, times):
+    """Read the process's errors until the word came so many times."""
+    seen = 0
+    while seen < times:
+        line = process.stderr.readline()
+        assert line, "the process ended early"
+        seen += word in line
+
+
+@unix
+@pytest.mark.parametrize("code", [SLOW_TRAINING, SLOW_PHOTOS], ids=["while training", "while reading photos"])
+def test_ctrl_c_ends_with_130_and_leaves_everything_as_it_was(run, photos, trained, tmp_path, code):
+    shutil.copytree(trained, tmp_path / "out")
+    before = content(tmp_path / "out")
+    words = ["train", photos, "-o", tmp_path / "out", "--cache", tmp_path / "cache", "--seed", 1, *BACKBONE]
+    process = started(*words, code=code)
+    wait_for(process, b"step", 4)
+    process.send_signal(signal.SIGINT)
+    said = finished(process)
+    assert said.code == 130 and said.out == "" and said.sentence == "stopped; files were left as they were"
+    assert content(tmp_path / "out") == before
+    again = run(*words, "--epochs", 2, "--json")
+    assert again.code == 0 and again.json["features_reused"] >= (24 if code == SLOW_TRAINING else 3)
+
+
+def whole(folder, old, new):
+    """Names of the outputs that are new already; each of them must be old or new, none half a file."""
+    changed = []
+    for name in OUTPUTS:
+        data = (folder / name).read_bytes()
+        if data == old[name]:
+            continue
+        changed.append(name)
+        if name == "report.json":  # holds times, so it is never the same
+            assert json.loads(data)["classes"]
+        elif name == "report.png":
+            Image.open(folder / name).load()
+        else:
+            assert data == new[name], f"{name} is neither old nor new"
+    return changed
+
+
+@unix
+def test_kill_9_at_any_moment_leaves_old_or_new_files_and_the_features(run, photos, trained, tmp_path):
+    """Killed at random moments of a whole run; then the same command is given again."""
+    words = ["train", photos, "--epochs", 200, "--seed", 5, *BACKBONE]
+    clean = started(*words, "-o", tmp_path / "new", "--cache", tmp_path / "other cache")
+    begun = time.monotonic()
+    assert finished(clean).code == 0
+    whole_time = time.monotonic() - begun
+    old, new = content(trained), content(tmp_path / "new")
+    out, rng, moments = tmp_path / "out", random.Random(os.getpid()), []
+    shutil.copytree(trained, out)
+    for _ in range(4):
+        process = started(*words, "-o", out, "--cache", tmp_path / "cache")
+        moment = rng.uniform(0.3, 1) * whole_time
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        moments.append(round(moment, 2))
+        old = old if not whole(out, old, new) else content(out)
+    print(f"killed after {moments} s of {whole_time:.2f}")
+    assert run(*words, "-o", out, "--cache", tmp_path / "cache").code == 0
+    assert set(whole(out, content(trained), new)) == set(OUTPUTS)
+
+
+KILLED = """
+import os, signal, sys
+from minitl import cli, files
+calls = 0
+def deadly(name):
+    real = getattr(os, name)
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == {at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    setattr(os, name, call)
+cli.prepare_folder = lambda *_: None  # its probe is of no interest here
+deadly("{name}")
+sys.exit(cli.main())
+"""
+
+
+@unix
+@pytest.mark.parametrize(("name", "at", "new_files"), [("fsync", 1, 0), ("fsync", 4, 0), ("replace", 1, 0), ("replace", 3, 2)])
+def test_kill_9_while_writing_leaves_whole_files(run, photos, trained, tmp_path, name, at, new_files):
+    words = ["train", photos, "-o", tmp_path / "out", "--epochs", 3, "--seed", 6, *BACKBONE, "--cache", tmp_path / "cache"]
+    assert run(*words).code == 0
+    new = content(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    shutil.copytree(trained, tmp_path / "out")
+    killed = finished(started(*words, code=KILLED.format(name=name, at=at)))
+    assert killed.code == -signal.SIGKILL
+    assert len(whole(tmp_path / "out", content(trained), new)) == new_files
+    again = run(*words, "--json")
+    assert again.code == 0 and again.json["features_reused"] == 24
+    assert set(whole(tmp_path / "out", content(trained), new)) == set(OUTPUTS)
+
+
+# ---- what is said on the way
+
+
+def test_progress_is_quiet_when_asked_short_on_a_terminal_and_rare_elsewhere(capsys, monkeypatch):
+    quiet = cli.Console(quiet=True)
+    quiet.say("x")
+    quiet.counter("photos")(3, 3)
+    assert capsys.readouterr().err == ""
+    plain = cli.Console()
+    progress = plain.counter("photos")
+    for done in range(1, 101):
+        progress(done, 100)
+    assert capsys.readouterr().err == "  photos: 100\n"
+    terminal = cli.Console()
+    terminal.terminal = True
+    monkeypatch.setattr(terminal, "shown", -10.0)
+    progress = terminal.counter("photos")
+    progress(1, 100)
+    terminal.say("a note")
+    progress(100, 100)
+    text = capsys.readouterr().err
+    assert text.startswith("\r\x1b[K  photos: 1 of 100, 0 s left\n  a note\n") and text.endswith("photos: 100\n")
+
+
+def test_times_and_shares_are_written_for_people():
+    assert [cli.duration(s) for s in (0, 45, 89, 180, 5399, 7560)] == ["0 s", "45 s", "89 s", "3 min", "90 min", "2.1 h"]
+    assert cli.percent(0.8641) == "86.4 %"
+
+
+@needs_shared
+def test_a_real_backbone_on_real_photos_from_the_command_line(run, tmp_path):
+    """A few photos of three monkeys: the path that most users take."""
+    for folder in sorted((DATA / "monkeys" / "train").iterdir())[:3]:
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:15]:
+            shutil.copy(path, tmp_path / "photos" / folder.name)
+    said = run("train", tmp_path / "photos", "-o", tmp_path / "out", "--weights", WEIGHTS / FOREIGN[0], "--epochs", 40)
+    assert said.code == 0
+    report = json.loads((tmp_path / "out/report.json").read_text("utf-8"))
+    print(said.out)
+    assert report["val"]["float"]["accuracy"] >= 0.7 and report["history"][-1]["train_loss"] < 0.3
