@@ -458,7 +458,9 @@ def parser() -> argparse.ArgumentParser:
         help=FREEZE_HELP,
     )
     train.add_argument("--epochs", type=int, metavar="N", help="at most N passes over the photos (default 100)")
-    train.add_argument("--rate", type=float, metavar="R", help="first learning rate (default 0.05 for the classifier alone, else 0.01)")
+    train.add_argument(
+        "--rate", type=float, metavar="R", help="first learning rate (default: by the features for the classifier alone, else 0.01)"
+    )
     train.add_argument("--batch", type=int, metavar="N", help="photos per step (default 32)")
     train.add_argument("--seed", type=int, metavar="N", help="same seed, same files (default 0)")
     train.add_argument("--val", metavar="FRACTION|FOLDER", help="photos to validate on: a share of each class (default 0.2), or a folder")

@@ -69,6 +69,10 @@ class Features:
             first += size
         return feeds
 
+    def mean_squared_length(self) -> float:
+        """Mean over the photos of the sum of the squares of a row."""
+        return float(np.square(self.rows, dtype=np.float64).sum(axis=1).mean())
+
     def take(self, indices: Array) -> Features:
         """The features of some of the photos."""
         return Features(self.rows[indices], self.parts, self.recipe)
