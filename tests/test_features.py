@@ -179,7 +179,7 @@ def test_whatever_can_change_a_row_changes_the_key(monkeypatch):
         model = find(small_models.SMALL)
         model._weights.arguments.update(arguments)
         model = model.replace_head(["a", "b", "c"]).freeze("all")
-        small_models.settle(small_models.stir(model.graph), model.recipe.normalise(small_models.pixels(4)))
+        model.graph.params = frozen().graph.params  # the same numbers in another network
         distinct(model.graph, model.recipe, arguments)
     other = frozen(name="random:mobilenet_v1_0.1_40")
     distinct(other.graph, other.recipe, "size")
@@ -188,6 +188,16 @@ def test_whatever_can_change_a_row_changes_the_key(monkeypatch):
             m.setattr(module, version, "99")
             distinct(frozen().graph, recipe, version)
     assert cache_key(frozen().graph, recipe) in keys
+
+
+def test_which_frozen_values_are_read_belongs_to_the_key():
+    """The same frozen layers, and rows of the same width: of the second layer here, of the first one there."""
+    layers = [("a", Conv2D((1, 1), (1, 1), "same", 3)), ("b", Conv2D((1, 1), (1, 1), "same", 3))]
+    one, two = (
+        Graph(small_models.chain(*layers, ("c", Conv2D((1, 1), (1, 1), "same", 3), read)), (8, 8, 3)).initialise(0) for read in ("a", "b")
+    )
+    keys = [cache_key(graph.freeze("=a").freeze("=b"), find(small_models.SMALL).recipe) for graph in (one, two)]
+    assert one.border() == ["a"] and two.border() == ["b"] and keys[0] != keys[1]
 
 
 def test_what_lies_above_the_cut_does_not_change_the_key():

@@ -204,6 +204,19 @@ def test_the_report_says_what_happened(photos):
     assert len(report["mistakes"]) == wrong and report["settings"]["seed"] == 3 and report["skipped"] == []
 
 
+@pytest.mark.parametrize("scale", [0, 1e-6, 1, 30])
+def test_features_of_any_length_are_learned_from(photos, scale):
+    """The features of a random network are tiny, those of a dead one are zero."""
+    backbone = find(small_models.SMALL)
+    small_models.settle(backbone.graph, backbone.recipe.normalise(small_models.pixels(8)))
+    for name in ("gamma", "beta"):
+        backbone.graph.params["conv_pw_13_bn"][name] = backbone.graph.params["conv_pw_13_bn"][name] * np.float32(scale)
+    run = minitl.train(backbone, photos, epochs=30)
+    rate, history = run.report["settings"]["rate"], run.report["history"]
+    print(f"scale {scale}: rate {rate:.4f}, loss {history[0]['train_loss']:.3f} -> {history[-1]['train_loss']:.3f}")
+    assert 0 < rate <= 5 and history[-1]["train_loss"] < (1.2 if scale <= 1e-6 else 0.8)
+
+
 def test_all_layers_can_be_trained(photos):
     run = minitl.train(find(small_models.SMALL), photos, freeze="none", epochs=2)
     moved = [

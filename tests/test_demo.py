@@ -1,0 +1,74 @@
+"""The demo, whole but small: the same code with fewer pictures; and the README, whose commands and names must exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minitl import cli, demo
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_demo_ends_with_a_header_that_agrees_with_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "COUNT", 20)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    assert cli.main(["demo", "-o", str(tmp_path / "demo")]) == 0
+    said = capsys.readouterr().out
+    assert "bit for bit" in said or "no C compiler" in said
+    for name in (*cli.OUTPUTS, "check.c"):
+        assert (tmp_path / "demo" / name).stat().st_size > 0, name
+
+
+def test_the_demo_works_without_a_c_compiler_and_a_second_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "COUNT", 10)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo.shutil, "which", lambda name: None)
+    for _ in range(2):
+        assert cli.main(["demo", "-o", str(tmp_path)]) == 0
+    assert "no C compiler was found" in capsys.readouterr().out
+
+
+def test_the_check_program_finds_a_wrong_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "COUNT", 10)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    assert cli.main(["demo", "-o", str(tmp_path)]) == 0
+    header = (tmp_path / "model.h").read_text()
+    wrong = re.sub(r"(/\* bias_0 \*/ \{\n\s*)(-?\d+)", lambda m: f"{m[1]}{int(m[2]) + 100000}", header)
+    assert wrong != header
+    (tmp_path / "model.h").write_text(wrong)
+    from minitl import MinitlError, list_folder, load
+
+    items = list_folder(tmp_path / "photos").items
+    if demo.shutil.which("cc") or demo.shutil.which("gcc"):
+        with pytest.raises(MinitlError, match="does not answer as Python does"):
+            demo.check_header(tmp_path, load(tmp_path / "model.npz"), items)
+
+
+def test_every_file_of_the_tour_exists():
+    tour = README.read_text(encoding="utf-8").split("## A tour in reading order")[1].split("###")[0]
+    names = re.findall(r"`([\w/]+(?:\.py|\.h|/))`", tour.replace("in `minitl/`", ""))
+    assert len(names) > 20
+    for name in names:
+        assert (README.parent / "minitl" / name).exists(), name
+    modules = {p.name for p in (README.parent / "minitl").glob("*.py")} - {"__init__.py", "__main__.py"}
+    helpers = {"jit.py", "errors.py", "files.py", "version.py", "demo_pictures.py"}
+    assert modules - set(names) == helpers
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = README.read_text(encoding="utf-8")
+    lines = [line for line in re.findall(r"^(?:\.venv/bin/)?minitl .*$", text, re.M)]
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(re.split(r"\s{2,}", line)[0].replace("...", "-o x --weights y"))[1:]
+        cli.parser().parse_args(words)
+
+
+def test_importing_minitl_leaves_the_environment_as_it_was():
+    code = "import os; before = dict(os.environ); import minitl; print(before == dict(os.environ))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "True"
