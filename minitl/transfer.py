@@ -32,7 +32,8 @@ HEAD = Settings(decay=2e-2)
 
 HEAD_STEP = 5.0
 """Learning rate times the mean squared length of the features. The steepest slope of a softmax regression grows with that length, and
-backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800)."""
+backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800).
+Lengths below 1 count as 1: with a larger rate the weight decay would overshoot."""
 
 DEEP = Settings(rate=0.01, decay=1e-4)
 """For training that changes the layers of the backbone: a smaller rate, so that what they know is not washed away."""
@@ -186,7 +187,7 @@ def fit(
     train_at, val_at = np.flatnonzero(~in_val), np.flatnonzero(in_val)
     train_features, val_features = found.features.take(train_at), found.features.take(val_at)
     if head_only and "rate" not in settings:
-        chosen = replace(chosen, rate=HEAD_STEP / max(train_features.mean_squared_length(), 1e-3))
+        chosen = replace(chosen, rate=HEAD_STEP / max(train_features.mean_squared_length(), 1.0))
     history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch)
     fit_done = time.monotonic()
 
