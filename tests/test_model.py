@@ -12,7 +12,7 @@ import minitl
 from minitl import transfer
 from minitl.demo_pictures import draw_photos
 from minitl.errors import MinitlError
-from minitl.images import read_photo
+from minitl.images import digest, read_photo
 from minitl.layers import Dense
 from minitl.model import find
 from minitl.transfer import Notify
@@ -263,6 +263,19 @@ def test_divided_folders_are_used_as_they_are_and_shared_photos_are_mentioned(tm
         shutil.copytree(tmp_path / "val" / name, tmp_path / "more" / name)
     run = minitl.train(find(small_models.SMALL), tmp_path / "train", epochs=1, val=str(tmp_path / "more"))
     assert len(run.val) == 12
+
+
+def test_the_photos_for_calibration_are_chosen_by_their_content(photos, monkeypatch):
+    monkeypatch.setattr(transfer, "CALIBRATION_PHOTOS", 5)
+    items = minitl.list_folder(photos).items
+    digests = [digest(item.path.read_bytes()) for item in items]
+    seen = []
+    for order in (range(30), reversed(range(30))):
+        chosen = list(order)
+        model = small_models.model(["apple", "banana", "cucumber"], calibrated=False)
+        transfer.calibrate(model, [items[i] for i in chosen], [digests[i] for i in chosen])
+        seen.append({name: (s.low, s.high, s.mean.tobytes()) for name, s in model.calibration.items()})
+    assert seen[0] == seen[1]
 
 
 def test_bad_photos_are_counted_and_a_class_of_bad_photos_only_is_an_error(tmp_path, photos):
