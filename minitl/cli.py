@@ -16,16 +16,23 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from . import demo, model, transfer
+from .emit_c import check_name, identifier_from
 from .errors import MinitlError
-from .files import printable
+from .features import default_cache
+from .files import printable, write_atomically, write_together
+from .folders import Item, find_photos, list_folder
+from .images import PhotoError, read_photos
+from .model import Model
+from .report import draw, to_png
+from .training import Epoch
+from .transfer import Notify, Run
 from .version import __version__
-
-if TYPE_CHECKING:
-    from .folders import Item
-    from .model import Model
-    from .transfer import Run
+from .weights import to_bytes
 
 OUTPUTS = ("model.npz", "model.h", "report.png", "report.json")
 
@@ -51,7 +58,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """A sentence of its own, shown also when quiet is off only."""
-        if not self.quiet:
+        if line and not self.quiet:
             self.close()
             print(f"  {line}", file=sys.stderr)
 
@@ -78,8 +85,8 @@ class Console:
         started = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            left = (time.monotonic() - started) / done * (total - done)
-            self.show(f"{what}: {done} of {total}, {duration(left)} left" if done < total else f"{what}: {total}", done == total)
+            left = f", {duration((time.monotonic() - started) / done * (total - done))} left" if done > 1 else ""
+            self.show(f"{what}: {done} of {total}{left}" if done < total else f"{what}: {total}", done == total)
 
         return progress
 
@@ -104,15 +111,12 @@ def print_json(value: Any) -> None:
 
 def command_train(arguments: argparse.Namespace) -> int:
     """Photos -> model, header, report."""
-    from . import model, transfer
-    from .emit_c import check_name
-
     out = Path(arguments.output)
-    prepare_folder(out, arguments.photos)
     name = arguments.name or "model"
     check_name(name)
+    backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
+    prepare_folder(out, arguments.photos)
     console = Console(arguments.json)
-    backbone = model.find(need_weights(arguments.weights))
     run = transfer.train(
         backbone,
         arguments.photos,
@@ -132,15 +136,11 @@ def command_train(arguments: argparse.Namespace) -> int:
 
 def cache_of(arguments: argparse.Namespace) -> Path | None:
     """Where features are kept; None for --no-cache."""
-    from .features import default_cache
-
     return None if arguments.no_cache else Path(arguments.cache) if arguments.cache else default_cache()
 
 
-def notify_of(console: Console) -> Any:
+def notify_of(console: Console) -> Notify:
     """The console as transfer.train wants it."""
-    from .training import Epoch
-    from .transfer import Notify
 
     def epoch(line: Epoch, left: float) -> None:
         console.show(
@@ -171,8 +171,6 @@ def need_weights(given: str | None) -> str:
 
 def prepare_folder(out: Path, photos: str | None = None) -> None:
     """Make the output folder and prove, before any work is done, that it can be written and does not lie among the photos."""
-    from .files import write_atomically
-
     if photos is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
         raise MinitlError(f"the output folder {out} lies inside {photos}, where it would be taken for a class; choose another one with -o")
     try:
@@ -186,13 +184,9 @@ def prepare_folder(out: Path, photos: str | None = None) -> None:
 
 def write_run(run: Run, out: Path, name: str) -> None:
     """All four files, together or not at all."""
-    from .files import write_together
-    from .report import draw, to_png
-    from .weights import to_bytes
-
     page = draw(run.report, {item.name: item.path for item in run.val})
     report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
-    header = run.model.emit(name)
+    header = run.model.emit(name, "model.h")
     contents = (to_bytes(run.model.content()), header.encode(), to_png(page), report.encode("utf-8", "replace"))
     write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
 
@@ -212,16 +206,16 @@ def summary(run: Run, out: Path) -> str:
 
 def command_evaluate(arguments: argparse.Namespace) -> int:
     """How good is a model on labelled photos?"""
-    from . import folders, model, transfer
-
     loaded = model.load(arguments.model)
-    listing = folders.list_folder(arguments.photos, loaded.classes)
+    loaded.needs_classifier()
+    listing = list_folder(arguments.photos, loaded.classes)
     items = validation_items(listing.items)
     console = Console(arguments.json)
     result = transfer.evaluate(loaded, items, arguments.int8, console.counter("photos"))
     result.skipped[:0] = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
+    note = "" if any(item.part for item in listing.items) else UNDIVIDED
     if arguments.json:
-        print_json(result.summary())
+        print_json(result.summary() | {"notes": [note] if note else []})
         return 0
     print(f"accuracy: {percent(result.accuracy)} of {len(result.items)} photos, {'int8' if arguments.int8 else 'float'}")
     for name, row, i in zip(result.classes, result.confusion(), range(len(result.classes)), strict=True):
@@ -230,6 +224,7 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
             print(printable(f"  {name}: {row[i]} of {sum(row)}" + "".join(f", {n} taken for {other}" for n, other in wrong)))
     for entry in result.skipped:
         print(f"skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
+    console.say(note)
     return 0
 
 
@@ -240,14 +235,12 @@ def validation_items(items: Sequence[Item]) -> list[Item]:
 
 def command_predict(arguments: argparse.Namespace) -> int:
     """What is on these photos?"""
-    from . import folders, model
-
     loaded = model.load(arguments.model)
     paths: list[Path] = []
     named = set()
     problems: list[tuple[str, str]] = []
     for given in arguments.images:
-        found, passed = folders.find_photos(given)
+        found, passed = find_photos(given)
         paths += found
         named |= set() if Path(given).is_dir() else {Path(given)}
         problems += [(s.name, s.reason) for s in passed]
@@ -274,12 +267,8 @@ def command_predict(arguments: argparse.Namespace) -> int:
 
 def command_export(arguments: argparse.Namespace) -> int:
     """Model -> C header."""
-    from . import model
-    from .emit_c import identifier_from
-    from .files import write_atomically
-
     out = Path(arguments.output)
-    text = model.load(arguments.model).emit(arguments.name or identifier_from(out.name))
+    text = model.load(arguments.model).emit(arguments.name or identifier_from(out.name), out.name)
     write_atomically(out, text.encode())
     print(f"written: {out}")
     return 0
@@ -287,9 +276,8 @@ def command_export(arguments: argparse.Namespace) -> int:
 
 def command_convert(arguments: argparse.Namespace) -> int:
     """Foreign weights -> our .npz."""
-    from . import model
-
     loaded = model.load(arguments.foreign)
+    loaded.note(**{key: value for key in ("source", "licence") if (value := getattr(arguments, key))})
     digest = loaded.save(arguments.output)
     count = sum(array.size for array in loaded.graph.arrays().values())
     print(f"written: {arguments.output}: {loaded.architecture}, {count:,} parameters, content hash {digest[:16]}")
@@ -300,8 +288,6 @@ def command_convert(arguments: argparse.Namespace) -> int:
 
 def command_info(arguments: argparse.Namespace) -> int:
     """What is in a weights file?"""
-    from . import model
-
     loaded = model.load(arguments.file)
     facts = describe(loaded)
     if arguments.json:
@@ -322,7 +308,7 @@ def print_facts(key: str, value: Any, indent: str = "") -> None:
     if isinstance(value, dict) and value:
         print(f"{indent}{key}:")
         for inner, item in value.items():
-            print_facts(inner, item, indent + "  ")
+            print_facts(printable(inner), item, indent + "  ")
     elif isinstance(value, list) and value and isinstance(value[0], str):
         print(printable(f"{indent}{key}: {len(value)}: {', '.join(value[:20])}{', ...' if len(value) > 20 else ''}"))
     else:
@@ -331,7 +317,6 @@ def print_facts(key: str, value: Any, indent: str = "") -> None:
 
 def describe(loaded: Model) -> dict[str, Any]:
     """All of `minitl info` as a dict."""
-    import numpy as np
 
     def frozen(name: str) -> str:
         mask = loaded.graph.frozen.get(name, False)
@@ -365,18 +350,12 @@ def describe(loaded: Model) -> dict[str, Any]:
 
 def command_vectors(arguments: argparse.Namespace) -> int:
     """Test vectors for a user's own firmware."""
-    import numpy as np
-
-    from . import folders, model
-    from .files import write_together
-    from .images import PhotoError, read_photos
-
     loaded = model.load(arguments.model)
     integer = loaded.quantise()
     try:
-        paths = [item.path for item in validation_items(folders.list_folder(arguments.photos, loaded.classes).items)]
+        paths = [item.path for item in validation_items(list_folder(arguments.photos, loaded.classes).items)]
     except MinitlError:  # not arranged in classes: any photos will do
-        paths, _ = folders.find_photos(arguments.photos)
+        paths, _ = find_photos(arguments.photos)
     out = Path(arguments.output)
     prepare_folder(out, arguments.photos)
     console = Console()
@@ -407,8 +386,6 @@ def command_vectors(arguments: argparse.Namespace) -> int:
 
 def command_demo(arguments: argparse.Namespace) -> int:
     """The whole path on pictures that are drawn here."""
-    from . import demo
-
     out = Path(arguments.output)
     prepare_folder(out)
     print(f"drawing {3 * demo.COUNT} pictures of apples, bananas and cucumbers into {out / 'photos'}, and training a small MobileNet")
@@ -490,6 +467,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS)
     one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
     one.add_argument("-o", "--output", metavar="weights.npz", required=True)
+    one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
+    one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
 
     one = command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS)
     one.add_argument("file", metavar="FILE")
@@ -517,6 +496,7 @@ info), --freeze none the whole network. Photos that cannot be read are named, sk
 
   minitl train photos --weights mobilenet_v1_0.25_128_quant.tflite -o out
 """
+UNDIVIDED = "all photos were counted; those that the model was trained on, if they are among them, make it look better than it is"
 EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
 CONVERT_DETAILS = """\
 The format is found by content. Preprocessing, padding rule, BatchNorm epsilon and class names come from the file where it has them,

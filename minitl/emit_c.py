@@ -288,7 +288,7 @@ EMITTERS: dict[type[Op], Callable[[Context, int, Op], list[str]]] = {
 
 def _prefixed(text: str, name: str) -> str:
     """C of kernels.h or of TEMPLATE under the header's own prefix. Never applied to words of the user's."""
-    return text.replace("minitl_", f"{name}_").replace("MINITL_", f"{name.upper()}_")
+    return re.sub("minitl_|MINITL_", lambda found: f"{name if found[0].islower() else name.upper()}_", text)
 
 
 @cache
@@ -337,9 +337,15 @@ def _flatten(value: object) -> str:
     return "; ".join(map(_flatten, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def _names_licence(provenance: Mapping[str, object]) -> bool:
+    """Whether a licence stands anywhere in the provenance, that of the backbone included."""
+    inner = any(_names_licence(value) for value in provenance.values() if isinstance(value, Mapping))
+    return inner or bool({"licence", "license"} & set(provenance))
+
+
 def _provenance(provenance: Mapping[str, object], digest: str) -> list[str]:
     lines = [f"{comment_text(key)}: {comment_text(_flatten(provenance[key]))}" for key in sorted(provenance)]
-    if not {"licence", "license"} & set(provenance):
+    if not _names_licence(provenance):
         lines.append("licence: not known to minitl; find out before you pass this file on")
     return [*lines, f"network: sha256 {digest} (equal digests compute equal logits)"]
 
@@ -429,12 +435,21 @@ def _compile(graph: IntegerGraph, name: str) -> tuple[Context, list[str]]:
     return context, calls
 
 
-def emit(graph: IntegerGraph, name: str, classes: list[str], recipe: Recipe | None, provenance: Mapping[str, object], version: str) -> str:
+def emit(
+    graph: IntegerGraph,
+    name: str,
+    classes: list[str],
+    recipe: Recipe | None,
+    provenance: Mapping[str, object],
+    version: str,
+    file: str | None = None,
+) -> str:
     """The text of NAME.h; write it as ASCII or UTF-8.
 
     name: prefix of everything in the header, a C identifier (identifier_from() makes one of a file's name).
     classes: one name per output. recipe: how a photo becomes the input; None leaves the words and the pixel macro out.
     provenance: printed as it is, one line per key; 'source' and 'licence' matter most. version: minitl's.
+    file: what the header will be called, for its manual (default NAME.h).
     Raises MinitlError for names that C forbids and arguments that disagree.
     """
     _check(graph, name, classes, recipe)
@@ -454,7 +469,7 @@ def emit(graph: IntegerGraph, name: str, classes: list[str], recipe: Recipe | No
     macros |= {"INPUT_BYTES": image.size, "CLASSES": len(classes), "CLASS_NAME_BYTES": _longest(classes)}
     macros |= {"ARENA_BYTES": size.arena, "CONSTANT_BYTES": sum(size.constants.values())}
 
-    words = _manual(graph, name, recipe, provenance, version, size)
+    words = _manual(graph, name, recipe, provenance, version, size, comment_text(file or f"{name}.h"))
     return _prefixed(TEMPLATE, name).format(
         words="\n".join(words),
         macros="\n".join(f"#define {upper}_{key} {value}" for key, value in macros.items()),
@@ -474,6 +489,7 @@ def _manual(
     provenance: Mapping[str, object],
     version: str,
     size: Figures,
+    file: str,
 ) -> list[str]:
     """The header's first comment, line by line."""
     upper = name.upper()
@@ -485,11 +501,11 @@ def _manual(
         return f"real = scale * (q - {upper}_{end}_ZERO_POINT), zero point {tensor.zero_point}, scale {tensor.scale!r}, to 31 bits {exact}."
 
     lines = [
-        f"{name}.h: an image classifier in C99, {_shape(image.shape)} -> {logits.size} classes. Written by minitl {comment_text(version)}.",
+        f"{file}: an image classifier in C99, {_shape(image.shape)} -> {logits.size} classes. Written by minitl {comment_text(version)}.",
         "",
         "HOW TO USE. In exactly one C or C++ file:",
         f"    #define {upper}_IMPLEMENTATION",
-        f'    #include "{name}.h"',
+        f'    #include "{file}"',
         "Everywhere else include it without the #define. Then:",
         f"    int8_t logits[{upper}_CLASSES];",
         "    int i, best = 0;",

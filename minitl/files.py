@@ -6,9 +6,11 @@ cut at any moment. Left out: appending, locking, making folders.
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ def write_together(contents: Mapping[Any, bytes]) -> None:
     try:
         for path, data in contents.items():
             target = _target(path)
+            _sweep(target)
             staged.append((_stage(path, target, data), target))
         for temporary, target in staged:
             os.replace(temporary, target)
@@ -48,6 +51,16 @@ def write_together(contents: Mapping[Any, bytes]) -> None:
             temporary.unlink(missing_ok=True)
     for folder in {target.parent for _, target in staged}:
         _sync_folder(folder)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed process left beside a target: temporary files of ours, more than an hour old."""
+    for left in target.parent.glob(f".{glob.escape(target.name[:40])}.{'[0-9a-f]' * 16}.tmp"):
+        try:
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
+        except OSError:
+            pass
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

@@ -92,7 +92,9 @@ class Graph:
         return {name: of_node for name, of_node in shapes.items() if of_node}
 
     def initialise(self, seed: int) -> Graph:
-        """Draw all parameters anew; the same seed gives the same numbers. Returns self."""
+        """Draw all parameters anew; the same seed, a whole number from 0, gives the same numbers. Returns self."""
+        if seed < 0:
+            raise MinitlError(f"seed must be a whole number from 0, found {seed}")
         self.params = {name: {} for name in self.param_shapes()}
         for node, own_seed in zip(self.nodes, np.random.SeedSequence(seed).spawn(len(self.nodes)), strict=True):
             if node.name in self.params:
@@ -109,6 +111,8 @@ class Graph:
         for key, shape in expected.items():
             if arrays[key].shape != shape:
                 raise MinitlError(f"{key} has shape {arrays[key].shape}, the layer needs {shape}: wrong alpha or wrong number of classes?")
+            if key.endswith("/moving_variance") and (arrays[key] < 0).any():
+                raise MinitlError(f"{key} holds a negative variance: the file is damaged")
         self.params = {
             node: {name: np.ascontiguousarray(arrays[f"{node}/{name}"]) for name in s} for node, s in self.param_shapes().items()
         }

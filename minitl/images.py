@@ -198,10 +198,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(handle, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise PhotoError(name, "this is not an ordinary file but a pipe or a device; give a photo")
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(min(status.st_size, MAX_BYTES) + 1)  # a larger number would be allocated at once
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         if isinstance(error, PhotoError):
             raise

@@ -35,7 +35,7 @@ from .version import __version__
 from .weights import Weights
 
 CALIBRATION_PHOTOS = 256
-"""More did not move a range of any layer enough to change an answer; calibration takes about as long as reading the photos."""
+"""Photos of the training part, chosen by content; calibration takes about as long as reading them."""
 
 BATCH = 16
 """Images at once in forward(): few enough that activations stay small."""
@@ -110,11 +110,14 @@ class Model:
         if x.shape[1:] != self.graph.input_shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, self.graph.input_shape))}), found {x.shape}")
         starts = range(0, max(len(x), 1), BATCH)
-        return np.concatenate([self.graph.evaluate(x[i : i + BATCH], [node])[node] for i in starts])
+        values = np.concatenate([self.graph.evaluate(x[i : i + BATCH], [node])[node] for i in starts])
+        if not np.isfinite(values).all():
+            raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
+        return values
 
     def predict(self, photos: str | Path | Sequence[str | Path], int8: bool = False) -> list[Answer]:
         """An Answer for every photo, all classes sorted by probability. A photo that cannot be read gets an Answer with `problem`."""
-        self._needs_classifier()
+        self.needs_classifier()
         paths = [Path(photos)] if isinstance(photos, (str, Path)) else [Path(p) for p in photos]
         integer = self.quantise() if int8 else None
         return [
@@ -158,7 +161,7 @@ class Model:
         for name in graph.match(".." + self.feature_node):
             if name in graph.params:
                 graph.params[name] = self.graph.params[name]
-        provenance = {"backbone": self.provenance} if "backbone" not in self.provenance else self.provenance
+        provenance = {"backbone": self.provenance}
         return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), calibration={}, frozen={},
                              provenance=provenance))  # fmt: skip
 
@@ -190,17 +193,18 @@ class Model:
 
     def quantise(self) -> IntegerGraph:
         """The int8 network. Raises MinitlError for a model that was never calibrated."""
-        self._needs_classifier()
+        self.needs_classifier()
         if not self.calibration:
             raise MinitlError("this model was never calibrated, so int8 is not possible: train it with `minitl train`, or call calibrate()")
         return quantise(fold(self.graph), self.calibration, self.recipe)
 
-    def emit(self, name: str) -> str:
-        """The int8 network as one C header; `name` begins every name in it (see emit_c.py)."""
-        facts = self.provenance | {"sha256": self.content().content_hash()}
-        return emit_c.emit(self.quantise(), name, self.classes, self.recipe, facts, __version__)
+    def emit(self, name: str, file: str | None = None) -> str:
+        """The int8 network as one C header; `name` begins every name in it, `file` is what it will be called (see emit_c.py)."""
+        facts = self.provenance | {"model content hash": self.content().content_hash()}
+        return emit_c.emit(self.quantise(), name, self.classes, self.recipe, facts, __version__, file)
 
-    def _needs_classifier(self) -> None:
+    def needs_classifier(self) -> None:
+        """Raises MinitlError for a backbone that ends in features."""
         if not isinstance(self.graph[self.graph.output].layer, Dense):
             raise MinitlError("this model ends in features and has no classifier: train one with `minitl train`")
 
@@ -222,21 +226,25 @@ def load(path: str | Path) -> Model:
     if ours:
         return Model(weights.parse(ours, printable(path)))
     found = importers.read(path)
-    return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, found.classes, provenance=found.provenance))
+    classes = [printable(name) for name in found.classes] if found.classes else None
+    return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance))
 
 
 RANDOM = re.compile(r"random:(\w+?)_([0-9]*\.?[0-9]+)_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 
 
-def find(name: str) -> Model:
-    """A model by file or by name: 'random:mobilenet_v1_0.25_96' is that network at 96x96 with random weights, for training from scratch."""
+def find(name: str, seed: int = 0) -> Model:
+    """A model by file or by name.
+
+    'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for training from scratch.
+    """
     if os.path.exists(name) or not name.startswith("random:"):
         return load(name)
     match = RANDOM.fullmatch(name)
     if not match:
         raise MinitlError(f"{name!r} is no network: expected random:NETWORK_ALPHA_SIZE such as random:mobilenet_v1_0.25_96")
     height, width = int(match[3]), int(match[4] or match[3])
-    return random_backbone(match[1], {"alpha": float(match[2]), "input_shape": [height, width, 3]}, Recipe(height, width), name)
+    return random_backbone(match[1], {"alpha": float(match[2]), "input_shape": [height, width, 3]}, Recipe(height, width), name, seed)
 
 
 def random_backbone(architecture: str, arguments: dict[str, Any], recipe: Recipe, source: str, seed: int = 0) -> Model:

@@ -3,7 +3,7 @@
 real = scale * (q - zero_point). Kernels: int8 in [-127, 127], zero point 0, one scale per output channel. Values: int8, one scale and
 zero point per tensor, from the smallest and largest value seen on calibration photos. Biases: int32 at scale_in * scale_kernel
 (Jacob et al. 2017, arXiv:1712.05877; https://ai.google.dev/edge/litert/models/quantization_spec).
-An activation disappears: ReLU and ReLU6 are where the output's range begins and ends.
+An activation disappears: ReLU and ReLU6 become the clamp of the node before them.
 
 Rounding a kernel shifts the mean of what it computes, since inputs are positive on average. That shift is known from the mean of each
 input channel, and is taken out of the bias (bias correction: Nagel et al. 2019, arXiv:1906.04721, section 4.2). It matters: MobileNetV1
@@ -34,6 +34,7 @@ from .layers import (
     Dense,
     DepthwiseConv2D,
     GlobalAveragePool,
+    Layer,
     MaxPool,
     ReLU,
     ReLU6,
@@ -134,10 +135,8 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
             raise MinitlError(f"there are no statistics of {min(missing)!r}: calibrate the model on photos before quantising it")
         seen = calibration[value]
         layer, shape = node.layer, folded.shapes[value]
+        activation = folded[value].layer  # the layer itself, or the activation that was merged into it
         read = tuple(tensor.name for tensor in ins)
-
-        def tensor(finest: float, name: str = value, shape: tuple[int, ...] = shape, seen: Statistics = seen) -> Tensor:
-            return Tensor(name, shape, *value_scale(seen.low, seen.high, finest))
 
         if isinstance(layer, (Conv2D, DepthwiseConv2D, Dense)):
             params = folded.params[node.name]
@@ -145,39 +144,57 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
             lowest, highest = (ins[0].scale * (q - ins[0].zero_point) for q in (-128, 127))
             mean = np.clip(calibration[node.inputs[0]].mean, lowest, highest)  # what a file claims cannot overflow the bias
             kernel, bias, scales = quantise_kernel(params["kernel"], bias, ins[0].scale, mean)
-            out = tensor(float(scales.max()) * ins[0].scale)  # one step of the accumulator; anything finer would hold nothing
+            sums = np.abs(kernel.astype(np.int64)).reshape(-1, len(bias)).sum(axis=0)
+            largest = sums * (128 + abs(ins[0].zero_point)) + np.abs(bias.astype(np.int64))
+            # the factor from accumulator to output may exceed 1, as long as the largest sum times it fits 32 bits
+            out = _tensor(value, shape, seen, float((scales * largest).max()) * ins[0].scale / 2**29)
             multiplier, shift = quantise_multipliers(ins[0].scale * scales / out.scale)
             numbers = (node.name, read, value, kernel, bias, multiplier, shift)
+            act_min, act_max = clamp(out, activation)
             if isinstance(layer, Dense):
-                ops.append(integer.Dense(*numbers))
+                ops.append(integer.Dense(*numbers, act_min=act_min, act_max=act_max))
             else:
                 kind = integer.Conv2D if isinstance(layer, Conv2D) else integer.DepthwiseConv2D
-                ops.append(kind(*numbers, strides=layer.strides, padding=layer.pads(ins[0].shape)))
+                pads = layer.pads(ins[0].shape)
+                ops.append(kind(*numbers, act_min=act_min, act_max=act_max, strides=layer.strides, padding=pads))
         elif isinstance(layer, (AveragePool, MaxPool)):
             out = Tensor(value, shape, ins[0].scale, ins[0].zero_point)
             pool = integer.AveragePool if isinstance(layer, AveragePool) else integer.MaxPool
             ops.append(pool(node.name, read, value, layer.window, layer.strides, layer.pads(ins[0].shape)))
         elif isinstance(layer, GlobalAveragePool):
             pixels = ins[0].shape[0] * ins[0].shape[1]
-            out = tensor(ins[0].scale / pixels)
+            out = _tensor(value, shape, seen, ins[0].scale / pixels)
             ops.append(integer.GlobalMean(node.name, read, value, *integer.mean_parameters(ins[0].scale, out.scale, pixels)))
         elif isinstance(layer, Add):
-            out = tensor(2 * max(ins[0].scale, ins[1].scale) / 2**20)
-            ops.append(integer.Add(node.name, read, value, *integer.add_parameters(ins[0].scale, ins[1].scale, out.scale)))
+            out = _tensor(value, shape, seen, 2 * max(ins[0].scale, ins[1].scale) / 2**20)
+            factors = integer.add_parameters(ins[0].scale, ins[1].scale, out.scale)
+            ops.append(integer.Add(node.name, read, value, *factors, *clamp(out, activation)))
         elif isinstance(layer, Concat):
-            out = tensor(0.0)
+            out = _tensor(value, shape, seen, 0.0)
             read = tuple(_rescaled(part, out, f"{value}/{i}", tensors, ops) for i, part in enumerate(ins))
             ops.append(integer.Concat(node.name, read, value))
         elif isinstance(layer, Reshape):
             out = Tensor(value, shape, ins[0].scale, ins[0].zero_point)
             ops.append(integer.Reshape(node.name, read, value))
         elif isinstance(layer, (ReLU, ReLU6)):
-            out = tensor(ins[0].scale)
+            out = _tensor(value, shape, seen, ins[0].scale / 2**20)  # its range begins and ends where the activation does
             ops.append(integer.Requantise(node.name, read, value, *quantise_multiplier(ins[0].scale / out.scale)))
         else:
             raise MinitlError(f"layer {node.name!r} ({type(layer).__name__}) has no integer form")
         tensors[value] = out
     return IntegerGraph(tensors, tuple(ops), INPUT, list(tensors)[-1])
+
+
+def _tensor(name: str, shape: tuple[int, ...], seen: Statistics, finest: float) -> Tensor:
+    """A tensor whose scale covers what was seen."""
+    return Tensor(name, shape, *value_scale(seen.low, seen.high, finest))
+
+
+def clamp(out: Tensor, activation: Layer) -> tuple[int, int]:
+    """(act_min, act_max) in int8 that an activation means on the scale of `out`."""
+    low = out.zero_point if isinstance(activation, (ReLU, ReLU6)) else -128
+    high = out.zero_point + round(6 / out.scale) if isinstance(activation, ReLU6) else 127
+    return low, min(high, 127)
 
 
 def _rescaled(part: Tensor, out: Tensor, name: str, tensors: dict[str, Tensor], ops: list[Op]) -> str:

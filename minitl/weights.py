@@ -31,7 +31,7 @@ from .quantize import Calibration, Statistics
 FORMAT = 1
 JSON_ENTRY, CALIBRATION = "minitl.json", "calibration"
 DTYPES = ("<f4", "<f2", "|u1")
-MOST_ENTRIES, LARGEST_JSON = 20_000, 32 << 20
+MOST_ENTRIES, LARGEST_JSON, DEEPEST = 20_000, 32 << 20, 40
 
 
 @dataclass
@@ -124,10 +124,14 @@ def unpack(data: bytes, what: str) -> dict[str, np.ndarray]:
             if len(entries) > MOST_ENTRIES:
                 raise MinitlError(f"{what} has {len(entries)} entries; at most {MOST_ENTRIES} are read: this is no weights file of minitl")
             arrays: dict[str, np.ndarray] = {}
+            claimed = 0
             for entry in entries:
                 name = entry.filename.removesuffix(".npy")
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(data):
                     raise MinitlError(f"{what}: entry {name!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
+                claimed += entry.file_size
+                if claimed > len(data):  # entries that overlap: each is small, together they are a bomb
+                    raise MinitlError(f"{what} claims more bytes than it has: not written by minitl")
                 if name in arrays or name == entry.filename or len(name) > 200:
                     raise MinitlError(f"{what}: entry {entry.filename!r:.60} appears twice or is no .npy array: not written by minitl")
                 arrays[name] = _array(archive.read(entry), f"{what}: entry {name!r:.60}")
@@ -204,6 +208,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _is_shallow(value: Any, levels: int) -> bool:
+    """Whether a JSON value nests at most so many levels: what is printed later walks it recursively."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels >= 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
 def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: dict[str, np.ndarray], what: str) -> Weights:
     def expect(name: str, good: bool) -> None:
         if not good:
@@ -213,9 +223,10 @@ def _from_meta(meta: dict[str, Any], arrays: dict[str, np.ndarray], statistics: 
     frozen, provenance = meta.get("frozen"), meta.get("provenance")
     expect("architecture", isinstance(architecture, str))
     expect("arguments", isinstance(arguments, dict))
-    expect("classes", classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)))
+    names = isinstance(classes, list) and all(isinstance(name, str) and name.isprintable() for name in classes)
+    expect("classes", classes is None or names)
     expect("frozen", isinstance(frozen, dict))
-    expect("provenance", isinstance(provenance, dict))
+    expect("provenance", isinstance(provenance, dict) and _is_shallow(provenance, DEEPEST))
     assert isinstance(frozen, dict) and isinstance(arguments, dict)
     for mask in frozen.values():
         expect("frozen", mask is True or (isinstance(mask, list) and all(isinstance(b, bool) for b in mask)))

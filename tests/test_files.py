@@ -81,3 +81,14 @@ def test_several_files_are_written_together_or_not_at_all(tmp_path):
         write_together({tmp_path / "a": b"new", tmp_path / "missing" / "c": b"3"})
     assert (tmp_path / "a").read_bytes() == b"1" and sorted(os.listdir(tmp_path)) == ["a", "b"]
     write_together({})
+
+
+def test_what_a_killed_process_left_is_swept_an_hour_later(tmp_path):
+    old, fresh, other = (tmp_path / f".{name}.0123456789abcdef.tmp" for name in ("a.bin", "a.bin2", "b.bin"))
+    fresh = tmp_path / ".a.bin.fedcba9876543210.tmp"
+    for path in (old, fresh, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write_atomically(tmp_path / "a.bin", b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.bin", fresh.name, other.name])

@@ -453,3 +453,18 @@ def test_the_visual_wake_words_network_in_c_equals_litert(tmp_path):
         expected.append(it.get_tensor(index[graph.output])[0])
     print(f"{np.count_nonzero(found != np.stack(expected))} of {found.size} logits differ from LiteRT's; {emit_c.figures(graph, ['', ''])}")
     assert np.abs(found.astype(int) - np.stack(expected)).max() <= 1
+
+
+def test_a_name_that_looks_like_the_placeholder_still_compiles(tmp_path):
+    for name in ("MINITL_A", "my_minitl", "MINITL"):
+        (tmp_path / f"{name}.h").write_text(emit(random_graph(7), name))
+        (tmp_path / "main.c").write_text(f'#define {name.upper()}_IMPLEMENTATION\n#include "{name}.h"\nint main(void) {{ return 0; }}\n')
+        compile_c(["gcc", "-std=c99", "-Wall", "-Werror"], "main.c", "-o", "main", cwd=tmp_path)
+
+
+def test_the_manual_names_the_file_and_finds_the_licence_of_the_backbone():
+    graph = random_graph(7)
+    classes = [f"c{i}" for i in range(graph.tensors[graph.output].size)]
+    text = emit_c.emit(graph, "cats", classes, None, {"backbone": {"licence": "Apache-2.0"}}, "1", "model.h")
+    assert '#include "model.h"' in text and "cats.h" not in text and "not known to minitl" not in text
+    assert "not known to minitl" in emit_c.emit(graph, "cats", classes, None, {}, "1")

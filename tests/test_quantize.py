@@ -10,7 +10,7 @@ from small_models import chain
 from minitl import integer, layers, quantize
 from minitl.errors import MinitlError
 from minitl.folding import count_readers, fold
-from minitl.graph import INPUT, Graph
+from minitl.graph import INPUT, Graph, Node
 from minitl.images import Recipe
 from minitl.layers import (
     Add,
@@ -462,3 +462,21 @@ def test_readers_are_counted_with_the_user_as_reader_of_the_output():
     graph = drawn(("a", conv(3)), ("s", Add(), "a", "a"), ("t", Add(), "s", INPUT), end=False)
     assert count_readers(graph) == {INPUT: 2, "a": 2, "s": 1, "t": 1}
     assert quantize.steps(graph)[0][1] == "a"
+
+
+@pytest.mark.parametrize("before", ["pool", "conv"])
+def test_relu6_never_exceeds_six_in_integers(before):
+    """Also where the scale is wider than the range: after a pool, and beside a channel with huge weights."""
+    rng = np.random.default_rng(0)
+    first = MaxPool((2, 2), (2, 2)) if before == "pool" else Conv2D((1, 1), (1, 1), "valid", filters=3)
+    graph = Graph([Node("a", first, ("input",)), Node("b", ReLU6(), ("a",))], (8, 8, 3)).initialise(0)
+    if before == "conv":
+        graph.params["a"]["kernel"][..., 0] *= 5000
+    recipe = Recipe(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    pixels = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    x = recipe.normalise(pixels)
+    network = quantise(graph, calibrate(graph, [image[None] for image in x]), recipe)
+    out = network.tensors[network.output]
+    real = (network.run(recipe.quantise_pixels(pixels)).astype(np.float64) - out.zero_point) * out.scale
+    print(f"{before}: largest {real.max():.4f}, step {out.scale:.4f}")
+    assert real.max() <= 6 + out.scale / 2 and out.scale < 0.03

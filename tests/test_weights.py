@@ -445,3 +445,24 @@ def test_ten_thousand_mutated_archives_are_read_or_refused(data, pick):
 @given(pick=st.data())
 def test_ten_thousand_mutated_json_entries_are_read_or_refused(parts, pick):
     check_mutated_json(parts, pick)
+
+
+def test_entries_that_share_their_bytes_do_not_add_up_to_a_bomb():
+    """Each entry is an array whose data are the next entry, header and all: every one is valid and smaller than the file."""
+    inner, offsets, directory = npy(np.zeros(5000, np.uint8)), [], b""
+    for number in range(20):
+        record = archive_of([(f"{number:02}.npy", inner)])
+        start = record.index(b"PK\x01\x02")
+        directory += record[start : record.index(b"PK\x05\x06")]
+        inner = npy(np.frombuffer(record[:start], np.uint8))
+        offsets.append(len(record[:start]))
+    data = record[:start]  # the outermost local header and everything in it
+    entry = len(directory) // 20
+    central = bytearray(directory)
+    for number, size in enumerate(offsets):
+        central[number * entry + 42 : number * entry + 46] = (len(data) - size).to_bytes(4, "little")
+    closing = b"PK\x05\x06" + bytes(4) + (20).to_bytes(2, "little") * 2
+    closing += len(central).to_bytes(4, "little") + len(data).to_bytes(4, "little") + bytes(2)
+    with zipfile.ZipFile(io.BytesIO(data + bytes(central) + closing)) as archive:
+        assert len(archive.namelist()) == 20
+    refused(data + bytes(central) + closing, "claims more bytes")

@@ -257,8 +257,6 @@ def _check_numbers(arrays: dict[str, np.ndarray], what: str) -> None:
         bad = np.count_nonzero(~np.isfinite(arrays[name]))
         if bad:
             raise MinitlError(f"{what} is damaged: {bad} of {array.size} numbers of {name} are NaN or infinite")
-        if name.endswith("/moving_variance") and (arrays[name] < 0).any():
-            raise MinitlError(f"{what} is damaged: {name} holds a negative variance")
 
 
 def is_visual_wake_words(architecture: str, arguments: dict[str, Any]) -> bool:
