@@ -1,5 +1,6 @@
 """The demo, whole but small: the same code with fewer pictures; and the README, whose commands and names must exist."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -48,15 +49,33 @@ def test_the_check_program_finds_a_wrong_header(tmp_path, monkeypatch):
             demo.check_header(tmp_path, load(tmp_path / "model.npz"), items)
 
 
-def test_every_file_of_the_tour_exists():
-    tour = README.read_text(encoding="utf-8").split("## A tour in reading order")[1].split("###")[0]
-    names = re.findall(r"`([\w/]+(?:\.py|\.h|/))`", tour.replace("in `minitl/`", ""))
-    assert len(names) > 20
-    for name in names:
-        assert (README.parent / "minitl" / name).exists(), name
-    modules = {p.name for p in (README.parent / "minitl").glob("*.py")} - {"__init__.py", "__main__.py"}
-    helpers = {"jit.py", "errors.py", "files.py", "version.py", "demo_pictures.py"}
-    assert modules - set(names) == helpers
+def tour():
+    """Names of files and folders in the README's table, in order."""
+    text = README.read_text(encoding="utf-8").split("## A tour in reading order")[1].split("###")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    return [name for row in rows[1:] for name in re.findall(r"`([\w/]+(?:\.py|\.h|/))`", row)]
+
+
+def test_the_tour_names_every_file_once():
+    names, package = tour(), README.parent / "minitl"
+    assert len(names) == len(set(names))
+    assert all((package / name).exists() for name in names)
+    assert {n for n in names if n.endswith(".py")} == {p.name for p in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+
+
+def test_each_file_imports_only_from_those_above_it_in_the_tour():
+    order = {name.removesuffix(".py").removesuffix("/"): at for at, name in enumerate(tour())}
+    package = README.parent / "minitl"
+    for path in sorted(package.rglob("*.py")):
+        if path.name in ("__init__.py", "__main__.py") and path.parent == package:
+            continue
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        depth = len(path.relative_to(package).parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == depth:
+                read = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                for name in read:
+                    assert order[name] < order[own], f"{own} imports {name}, which comes after it"
 
 
 def test_the_commands_of_the_readme_are_understood():
