@@ -8,6 +8,7 @@ and nothing of the user's is changed but what -o names. Left out: any work; that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import demo, model, transfer
-from .emit_c import check_name, identifier_from
+from .emit_c import check_name, figures, identifier_from
 from .errors import MinitlError
 from .features import default_cache
 from .files import printable, write_atomically, write_together
@@ -115,18 +116,24 @@ def command_train(arguments: argparse.Namespace) -> int:
     name = arguments.name or "model"
     check_name(name)
     backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
+    is_new = not out.exists()
     prepare_folder(out, arguments.photos)
-    console = Console(arguments.json)
-    run = transfer.train(
-        backbone,
-        arguments.photos,
-        val=arguments.val,
-        freeze=arguments.freeze,
-        cache=cache_of(arguments),
-        notify=notify_of(console),
-        **{key: getattr(arguments, key) for key in ("epochs", "rate", "batch", "seed") if getattr(arguments, key) is not None},
-    )
-    write_run(run, out, name)
+    try:
+        run = transfer.train(
+            backbone,
+            arguments.photos,
+            val=arguments.val,
+            freeze=arguments.freeze,
+            cache=cache_of(arguments),
+            notify=notify_of(Console(arguments.json)),
+            **{key: getattr(arguments, key) for key in ("epochs", "rate", "batch", "seed") if getattr(arguments, key) is not None},
+        )
+        write_run(run, out, name)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # only if it is empty
+        raise
     if arguments.json:
         print_json(run.report)
     else:
@@ -194,9 +201,11 @@ def write_run(run: Run, out: Path, name: str) -> None:
 def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
     val, integer = run.report["val"], run.model.quantise()
+    size = figures(integer, run.model.classes)
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
-        f"int8 network: {integer.macs():,} multiplications an image",
+        f"kept: epoch {run.report['best_epoch']} of {len(run.report['history'])}",
+        f"int8 network: {integer.macs():,} MACs an image, {size.arena:,} bytes of RAM, {sum(size.constants.values()):,} bytes of constants",
     ]
     if run.report["skipped"]:
         lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
