@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minitl import cli, demo
+from minitl import cli, demo, demo_pictures, images, model
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -85,6 +85,20 @@ def test_the_commands_of_the_readme_are_understood():
     for line in lines:
         words = shlex.split(re.split(r"\s{2,}", line)[0].replace("...", "-o x --weights y"))[1:]
         cli.parser().parse_args(words)
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """With drawn pictures and a tiny network under the names that it uses; files are recognised by content."""
+    monkeypatch.chdir(tmp_path)
+    paths = demo_pictures.draw_photos("photos", 6, size=40)
+    paths[0].rename("new.jpg")
+    backbone = model.find("random:mobilenet_v1_0.1_32")
+    backbone.save("mobilenet_v1_0.25_128_quant.tflite")
+    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names: dict = {"pixels": images.read_photo("new.jpg", backbone.recipe)[None]}
+    exec(code, names)
+    assert names["logits"].shape == (1, 3) and names["features"].shape[0] == 1
+    assert (tmp_path / "model.h").stat().st_size > 10_000 and "new.jpg" in capsys.readouterr().out
 
 
 def test_importing_minitl_leaves_the_environment_as_it_was():
