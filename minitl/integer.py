@@ -112,11 +112,11 @@ class Op:
 
     def check(self, ins: list[Tensor], out: Tensor) -> tuple[int, ...]:
         """The shape that leaves; MinitlError where shapes, dtypes or ranges are wrong."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} says nothing of this")
 
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
         """The output (N, ...) int8 of inputs (N, ...) int8."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} says nothing of this")
 
     def macs(self, ins: list[Tensor], out: Tensor) -> int:
         """Multiplications with a weight, for one image."""
