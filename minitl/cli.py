@@ -202,9 +202,10 @@ def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
     val, integer = run.report["val"], run.model.quantise()
     size = figures(integer, run.model.classes)
+    best, epochs = run.report["best_epoch"], len(run.report["history"])
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
-        f"kept: epoch {run.report['best_epoch']} of {len(run.report['history'])}",
+        f"kept: epoch {best} of {epochs}" if best else f"kept: the classifier trained alone; none of {epochs} further epochs did better",
         f"int8 network: {integer.macs():,} MACs an image, {size.arena:,} bytes of RAM, {sum(size.constants.values()):,} bytes of constants",
     ]
     if run.report["skipped"]:
@@ -445,7 +446,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--epochs", type=int, metavar="N", help="at most N passes over the photos (default 100)")
     train.add_argument(
-        "--rate", type=float, metavar="R", help="first learning rate (default: by the features for the classifier alone, else 0.01)"
+        "--rate", type=float, metavar="R", help="first learning rate (default: by the features for the classifier, 0.0005 for more)"
     )
     train.add_argument("--batch", type=int, metavar="N", help="photos per step (default 32)")
     train.add_argument("--seed", type=int, metavar="N", help="same seed, same files (default 0)")
@@ -501,7 +502,8 @@ INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in t
 TRAIN_DETAILS = """\
 The backbone stays as it is; its features are computed once per photo and kept in a cache, a new softmax classifier is trained on
 them, and the validation photos decide when to stop. --freeze conv_pw_11 trains everything above that layer as well (names: minitl
-info), --freeze none the whole network. Photos that cannot be read are named, skipped and counted.
+info), --freeze none the whole network; then the classifier is trained alone first (unless --rate is given), and what follows is kept
+only if it does better. Photos that cannot be read are named, skipped and counted.
 
   minitl train photos --weights mobilenet_v1_0.25_128_quant.tflite -o out
 """

@@ -64,7 +64,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened: all epochs, and which one was kept (counted from 1)."""
+    """What happened: all epochs, and which one was kept (counted from 1; 0: the state before the first)."""
 
     epochs: list[Epoch]
     best: int = 0
@@ -136,9 +136,11 @@ def fit(
     val_labels: Array,
     settings: Settings,
     report: Callable[[Epoch, float], None] | None = None,
+    baseline: float = math.inf,
 ) -> History:
     """Train what is not frozen; afterwards the graph holds the parameters of the epoch with the lowest validation loss.
 
+    baseline: a validation loss that an epoch must beat; if none does, the graph is left as it was, and `best` is 0.
     report(epoch, seconds left at most) is called after every epoch.
     Raises MinitlError where nothing can be trained, or where the loss is no longer a number.
     """
@@ -147,7 +149,7 @@ def fit(
     optimiser = SGD(graph, settings.momentum, settings.decay)
     targets = one_hot(train_labels, graph.shapes[graph.output][0])
     batches = math.ceil(len(train) / settings.batch)
-    history, best_loss, best_params, started = History([]), math.inf, _snapshot(graph), time.monotonic()
+    history, best_loss, best_params, started = History([]), baseline, _snapshot(graph), time.monotonic()
     for epoch in range(1, settings.epochs + 1):
         order = rng.permutation(len(train))
         seen = np.zeros_like(targets)

@@ -7,6 +7,7 @@ carries what is to be said.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ import numpy as np
 
 from . import training
 from .errors import MinitlError
-from .features import Extraction, Progress, extract
+from .features import Extraction, Features, Progress, extract
 from .files import printable
 from .folders import Item, Listing, groups_alike, list_folder, split, with_validation
 from .images import PhotoError, read_photos
@@ -37,8 +38,9 @@ HEAD_STEP = 10.0
 backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800).
 Lengths below 1 count as 1: with a larger rate the weight decay would overshoot."""
 
-DEEP = Settings(rate=0.01, decay=1e-4)
-"""For training that changes the layers of the backbone: a smaller rate, so that what they know is not washed away."""
+DEEP = Settings(rate=5e-4, decay=1e-4)
+"""For training that changes the layers of the backbone, once the classifier has been trained: a rate so small that what they know is
+not washed away."""
 
 
 @dataclass
@@ -196,8 +198,12 @@ def fit(
     train_at, val_at = np.flatnonzero(~in_val), np.flatnonzero(in_val)
     train_features, val_features = found.features.take(train_at), found.features.take(val_at)
     if head_only and "rate" not in settings:
-        chosen = replace(chosen, rate=HEAD_STEP / max(train_features.mean_squared_length(), 1.0))
-    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch)
+        chosen = head_settings(chosen, train_features)
+    baseline = math.inf
+    if not head_only and "rate" not in settings:
+        notify.say("training the classifier alone first, then all that is not frozen")
+        baseline = head_first(model, [item.path for item in items], labels, train_at, val_at, replace(HEAD, **settings), cache, notify)
+    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch, baseline)
     fit_done = time.monotonic()
 
     notify.say("calibrating int8 and measuring both networks on the validation photos")
@@ -211,6 +217,38 @@ def fit(
     report["features_reused"] = found.reused
     report["notes"] = notes
     return Run(model, report, both[False].items)
+
+
+def head_settings(settings: Settings, features: Features) -> Settings:
+    """The settings with the rate that suits these features, see HEAD_STEP."""
+    return replace(settings, rate=HEAD_STEP / max(features.mean_squared_length(), 1.0))
+
+
+def head_first(
+    model: Model,
+    paths: Sequence[Path],
+    labels: Array,
+    train_at: Array,
+    val_at: Array,
+    settings: Settings,
+    cache: Path | None,
+    notify: Notify,
+) -> float:
+    """Train the classifier alone, in place; returns its validation loss. The mask is left as it was.
+
+    A fresh classifier sends large and senseless gradients into the backbone, which a trained one does not (Kumar et al. 2022,
+    arXiv:2202.10054).
+    """
+    mask = model.graph.frozen
+    model.freeze("all")
+    found = extract(model.graph, model.recipe, paths, cache, notify.photos)
+    if len(found.kept) != len(paths):
+        raise MinitlError(f"{found.skipped[0][0]} could be read at first and cannot any more: leave the photos alone while they are used")
+    train_features, val_features = found.features.take(train_at), found.features.take(val_at)
+    chosen = head_settings(settings, train_features)
+    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch)
+    model.graph.frozen = mask
+    return history.epochs[history.best - 1].val_loss
 
 
 def describe_freeze(model: Model, head_only: bool) -> str:

@@ -9,7 +9,7 @@ import small_models
 from PIL import Image
 
 import minitl
-from minitl import transfer
+from minitl import training, transfer
 from minitl.demo_pictures import draw_photos
 from minitl.errors import MinitlError
 from minitl.images import digest, read_photo
@@ -215,6 +215,17 @@ def test_features_of_any_length_are_learned_from(photos, scale):
     rate, history = run.report["settings"]["rate"], run.report["history"]
     print(f"scale {scale}: rate {rate:.4f}, loss {history[0]['train_loss']:.3f} -> {history[-1]['train_loss']:.3f}")
     assert 0 < rate <= transfer.HEAD_STEP and history[-1]["train_loss"] < (1.2 if scale <= 1e-6 else 0.8)
+
+
+def test_deeper_training_starts_from_the_trained_classifier_and_keeps_nothing_worse(photos):
+    losses = {}
+    for freeze in ("all", "conv_pw_12", "none"):
+        run = minitl.train(find(small_models.SMALL), photos, freeze=freeze, epochs=4)
+        val = minitl.evaluate(run.model, run.val)
+        losses[freeze] = training.loss_and_accuracy(val.logits, val.labels)[0]
+        assert run.model.graph.frozen.keys() == (find(small_models.SMALL).replace_head(["a", "b"]).freeze(freeze).graph.frozen.keys())
+    print(losses)
+    assert losses["conv_pw_12"] <= losses["all"] + 1e-5 and losses["none"] <= losses["all"] + 1e-5
 
 
 def test_all_layers_can_be_trained(photos):
