@@ -156,6 +156,7 @@ class Graph:
 
     def freeze(self, pattern: str = "*", channels: Array | None = None) -> Graph:
         """Freeze what the pattern matches; channels (C,) bool freezes exactly the output channels that are True. Returns self."""
+        channels = None if channels is None else np.asarray(channels)
         for name in self.match(pattern):
             size = self.shapes[name][-1]
             if channels is not None and (channels.dtype != bool or channels.shape != (size,)):

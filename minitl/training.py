@@ -83,6 +83,8 @@ class SGD:
     def step(self, grads: dict[str, Params], rate: float) -> None:
         """Move every unfrozen parameter once. New arrays replace old ones; nobody else's arrays change."""
         for node, name, mask in self.graph.trainable():
+            if node not in grads:  # nothing reads it, so the loss does not depend on it
+                continue
             p = self.graph.params[node][name]
             g = grads[node][name]
             if name == "kernel":
