@@ -22,7 +22,7 @@ from .images import Recipe, read_photo
 from .model import Model, random_backbone
 from .transfer import Run, train
 
-SIZE, COUNT, EPOCHS = 64, 600, 12
+SIZE, COUNT, EPOCHS = 64, 900, 10
 """Pixels a side of the network's input; pictures of each class; passes over them."""
 
 CHECK = """\
