@@ -1,7 +1,8 @@
 """The fast twins of reference.py: the same names, the same arguments, the same numbers up to rounding.
 
 Loops compiled by Numba; where the work is one matrix product (1x1 convolutions, the rest of a convolution after its patches are laid
-out), NumPy's BLAS does it. One image at a time: its patches stay in the cache and no temporary grows with the batch.
+out), NumPy's BLAS does it. Patches are laid out one image at a time: they stay in the cache and do not grow with the batch. A 1x1
+convolution is one product over the whole batch, so that its last bits may depend on the batch's size.
 The innermost loop always runs over channels, which lie side by side in memory, so that it becomes vector instructions.
 """
 
