@@ -28,8 +28,11 @@ from . import kernels_int8, reference_int8
 from .errors import MinitlError
 from .geometry import Padding, Pair, output_hw
 
-INT32_LIMIT = 2**31
-"""Every accumulator, with either sign, stays below this."""
+SUM_LIMIT = 2**30
+"""Every accumulator, shifted left for its requantisation, with either sign, stays below this: C doubles it in 32 bits."""
+
+Q31 = 2**31
+"""A multiplier counts in steps of 1 / Q31."""
 
 IMAGES_AT_ONCE = 8
 """Images per kernel call in IntegerGraph.run: enough to hide Python, few enough for the cache."""
@@ -47,8 +50,8 @@ def quantise_multiplier(real: float) -> tuple[int, int]:
     if not (math.isfinite(real) and 0 <= real < 2.0**30):
         raise MinitlError(f"requantisation: expected a factor between 0 and 2**30, found {real!r}: check the scales of the tensors")
     fraction, shift = math.frexp(real)
-    multiplier = math.floor(fraction * INT32_LIMIT + 0.5)
-    if multiplier == INT32_LIMIT:
+    multiplier = math.floor(fraction * Q31 + 0.5)
+    if multiplier == Q31:
         multiplier, shift = multiplier // 2, shift + 1
     return (0, 0) if shift < -31 else (multiplier, shift)
 
@@ -147,24 +150,25 @@ class Op:
             raise self.fail(f"expected -128 <= act_min <= act_max <= 127, found {act_min} and {act_max}")
 
     def require_requantisation(self, largest: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> None:
-        """Proves that values of at most `largest` in absolute value (one per channel, exact ints) requantise within int32."""
-        if int(multiplier.min()) < 0 or int(multiplier.max()) >= INT32_LIMIT:
+        """Proves that values of at most `largest` in absolute value (one per channel, exact ints), shifted left, stay below SUM_LIMIT."""
+        if int(multiplier.min()) < 0 or int(multiplier.max()) >= Q31:
             raise self.fail(f"expected multipliers in 0..2**31 - 1, found {multiplier.min()} .. {multiplier.max()}")
         if int(shift.min()) < -31 or int(shift.max()) > 30:
             raise self.fail(f"expected shifts in -31..30, found {shift.min()} .. {shift.max()}")
         for channel, (bound, left) in enumerate(zip(largest.tolist(), np.maximum(shift, 0).tolist(), strict=True)):
-            if bound << left >= INT32_LIMIT:
+            if bound << left >= SUM_LIMIT:
                 raise self.fail(
-                    f"channel {channel} can reach {bound} * 2**{left}, which does not fit 32 bits: its weights are too large for "
+                    f"channel {channel} can reach {bound} * 2**{left}, which does not fit 31 bits: its weights are too large for "
                     "the scale of the output; retrain or recalibrate"
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class Weighted(Op):
-    """Conv2D, DepthwiseConv2D and Dense: acc = bias + sum(kernel * (q - in_zero)); out = clamp(requantise(acc) + out_zero).
+    """Conv2D, DepthwiseConv2D and Dense: acc = bias + sum((kernel - kernel_zero) * (q - in_zero)); out = clamp(requantise(acc) + out_zero).
 
-    kernel: int8, output channel last. bias: int32 (O,), at scale in * kernel. multiplier, shift: int32 (O,), see
+    kernel: int8, output channel last. kernel_zero: what a weight of 0 is in it; other than 0 only in networks that come from uint8.
+    bias: int32 (O,), at scale in * kernel. multiplier, shift: int32 (O,), see
     quantise_multipliers(scale_in * kernel_scales / scale_out); a positive shift is to the left.
     act_min, act_max: clamp of the output in int8; that is all that is left of an activation such as ReLU6.
     """
@@ -175,10 +179,13 @@ class Weighted(Op):
     shift: np.ndarray
     act_min: int = field(default=-128, kw_only=True)
     act_max: int = field(default=127, kw_only=True)
+    kernel_zero: int = field(default=0, kw_only=True)
 
     def check_parameters(self, rank: int, in_zero: int) -> None:
-        """Dtypes, shapes and the proof that neither acc nor acc with in_zero folded into the bias can leave int32."""
+        """Dtypes, shapes and the proof that no sum gets too large, with in_zero folded into the bias or not, kernel_zero apart or not."""
         self.require_range(self.act_min, self.act_max)
+        if not -128 <= self.kernel_zero <= 127:
+            raise self.fail(f"expected a kernel_zero in -128..127, found {self.kernel_zero!r}")
         if self.kernel.dtype != np.int8 or self.kernel.ndim != rank:
             raise self.fail(f"expected an int8 kernel of {rank} axes, found {self.kernel.dtype} {self.kernel.shape}")
         channels = self.kernel.shape[-1]
@@ -186,7 +193,7 @@ class Weighted(Op):
             array = getattr(self, name)
             if array.dtype != np.int32 or array.shape != (channels,):
                 raise self.fail(f"expected {name} int32 of shape ({channels},), found {array.dtype} {array.shape}")
-        weights = np.abs(self.kernel.astype(np.int64)).reshape(-1, channels).sum(0)
+        weights = (np.abs(self.kernel.astype(np.int64)) + abs(self.kernel_zero)).reshape(-1, channels).sum(0)
         self.require_requantisation(np.abs(self.bias.astype(np.int64)) + weights * (128 + abs(in_zero)), self.multiplier, self.shift)
 
 
@@ -208,7 +215,7 @@ class Conv2D(Weighted):
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
         return kernels.conv2d(
             arrays[0], self.kernel, self.bias, self.multiplier, self.shift, self.strides, self.padding,
-            ins[0].zero_point, out.zero_point, self.act_min, self.act_max,
+            ins[0].zero_point, self.kernel_zero, out.zero_point, self.act_min, self.act_max,
         )  # fmt: skip
 
     def macs(self, ins: list[Tensor], out: Tensor) -> int:
@@ -233,7 +240,7 @@ class DepthwiseConv2D(Weighted):
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
         return kernels.depthwise_conv2d(
             arrays[0], self.kernel, self.bias, self.multiplier, self.shift, self.strides, self.padding,
-            ins[0].zero_point, out.zero_point, self.act_min, self.act_max,
+            ins[0].zero_point, self.kernel_zero, out.zero_point, self.act_min, self.act_max,
         )  # fmt: skip
 
     def macs(self, ins: list[Tensor], out: Tensor) -> int:
@@ -254,8 +261,9 @@ class Dense(Weighted):
 
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
         return kernels.dense(
-            arrays[0], self.kernel, self.bias, self.multiplier, self.shift, ins[0].zero_point, out.zero_point, self.act_min, self.act_max
-        )
+            arrays[0], self.kernel, self.bias, self.multiplier, self.shift,
+            ins[0].zero_point, self.kernel_zero, out.zero_point, self.act_min, self.act_max,
+        )  # fmt: skip
 
     def macs(self, ins: list[Tensor], out: Tensor) -> int:
         return self.kernel.size
@@ -282,7 +290,7 @@ class Pool(Op):
         hw = _window_hw(self, h, w, self.window, self.strides, self.padding)
         if max(top, bottom) >= self.window[0] or max(left, right) >= self.window[1]:
             raise self.fail(f"expected a padding smaller than the window {self.window}, found {self.padding}: a window would hold no pixel")
-        if self.window[0] * self.window[1] * 256 >= INT32_LIMIT:
+        if self.window[0] * self.window[1] * 256 >= SUM_LIMIT:
             raise self.fail(f"the window {self.window} is too large for a 32-bit sum")
         return (*hw, c)
 
@@ -406,23 +414,46 @@ class Reshape(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class Pad(Op):
+    """Real zeros, that is the zero point, around an image: padding (top, bottom, left, right). One scale and zero point for both."""
+
+    kind: ClassVar[str] = "pad"
+    padding: Padding
+
+    def check(self, ins: list[Tensor], out: Tensor) -> tuple[int, ...]:
+        h, w, c = self.require_image(ins[0])
+        self.require_same_quantisation(ins, out)
+        return (*_window_hw(self, h, w, (1, 1), (1, 1), self.padding), c)
+
+    def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
+        top, bottom, left, right = self.padding
+        return np.pad(arrays[0], ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=out.zero_point)
+
+
+@dataclass(frozen=True, eq=False)
 class Requantise(Op):
-    """The same values on another scale and zero point. multiplier, shift: quantise_multiplier(scale_in / scale_out)."""
+    """The same values on another scale and zero point, clamped: a ReLU by itself is one of these.
+
+    multiplier, shift: quantise_multiplier(scale_in / scale_out). act_min, act_max: as in Weighted.
+    """
 
     kind: ClassVar[str] = "requantise"
     multiplier: int
     shift: int
+    act_min: int = -128
+    act_max: int = 127
 
     def check(self, ins: list[Tensor], out: Tensor) -> tuple[int, ...]:
+        self.require_range(self.act_min, self.act_max)
         self.require_requantisation(np.array([128 + abs(ins[0].zero_point)]), np.array([self.multiplier]), np.array([self.shift]))
         return ins[0].shape
 
     def run(self, kernels: ModuleType, arrays: list[np.ndarray], ins: list[Tensor], out: Tensor) -> np.ndarray:
-        return kernels.rescale(arrays[0], self.multiplier, self.shift, ins[0].zero_point, out.zero_point)
+        return kernels.rescale(arrays[0], self.multiplier, self.shift, ins[0].zero_point, out.zero_point, self.act_min, self.act_max)
 
 
 OPS: tuple[type[Op], ...] = (
-    Conv2D, DepthwiseConv2D, Dense, AveragePool, MaxPool, GlobalMean, Add, Concat, Reshape, Requantise,
+    Conv2D, DepthwiseConv2D, Dense, AveragePool, MaxPool, GlobalMean, Add, Concat, Reshape, Pad, Requantise,
 )  # fmt: skip
 """Every kind of operation; tests hold the list of C kernels against it."""
 

@@ -44,6 +44,7 @@ def conv2d(
     strides: Pair,
     padding: Padding,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
@@ -56,6 +57,7 @@ def conv2d(
     ow = (w + left + right - kw) // strides[1] + 1
     y = np.empty((n, oh, ow, outputs), np.int8)
     acc = np.empty(outputs, np.int32)
+    minus = np.int32(kernel_zero)
     for image in range(n):
         for r in range(oh):
             for c in range(ow):
@@ -73,7 +75,7 @@ def conv2d(
                             if value != 0:  # after a ReLU often more than half of all values
                                 weights = kernel[i, j, k]
                                 for o in range(outputs):
-                                    acc[o] += np.int32(value * np.int32(weights[o]))
+                                    acc[o] += np.int32(value * np.int32(weights[o] - minus))
                 _finish(acc, multiplier, shift, out_zero, act_min, act_max, y[image, r, c])
     return y
 
@@ -88,6 +90,7 @@ def depthwise_conv2d(
     strides: Pair,
     padding: Padding,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
@@ -100,7 +103,7 @@ def depthwise_conv2d(
     ow = (w + left + right - kw) // strides[1] + 1
     y = np.empty((n, oh, ow, channels), np.int8)
     acc = np.empty(channels, np.int32)
-    zero = np.int32(in_zero)
+    zero, minus = np.int32(in_zero), np.int32(kernel_zero)
     for image in range(n):
         for r in range(oh):
             for c in range(ow):
@@ -116,7 +119,7 @@ def depthwise_conv2d(
                         pixel = x[image, row, column]
                         weights = kernel[i, j]
                         for k in range(channels):
-                            acc[k] += np.int32(np.int32(pixel[k] - zero) * np.int32(weights[k]))
+                            acc[k] += np.int32(np.int32(pixel[k] - zero) * np.int32(weights[k] - minus))
                 _finish(acc, multiplier, shift, out_zero, act_min, act_max, y[image, r, c])
     return y
 
@@ -129,6 +132,7 @@ def dense(
     multiplier: np.ndarray,
     shift: np.ndarray,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
@@ -138,6 +142,7 @@ def dense(
     outputs = kernel.shape[1]
     y = np.empty((n, outputs), np.int8)
     acc = np.empty(outputs, np.int32)
+    minus = np.int32(kernel_zero)
     for image in range(n):
         acc[:] = bias
         for k in range(inputs):
@@ -145,7 +150,7 @@ def dense(
             if value != 0:
                 weights = kernel[k]
                 for o in range(outputs):
-                    acc[o] += np.int32(value * np.int32(weights[o]))
+                    acc[o] += np.int32(value * np.int32(weights[o] - minus))
         _finish(acc, multiplier, shift, out_zero, act_min, act_max, y[image])
     return y
 
@@ -243,14 +248,14 @@ def add(
     return y
 
 
-def rescale(x: np.ndarray, multiplier: int, shift: int, in_zero: int, out_zero: int) -> np.ndarray:
-    """The same real values on another scale and zero point: a table of the 256 possible answers, from _requantise."""
+def rescale(x: np.ndarray, multiplier: int, shift: int, in_zero: int, out_zero: int, act_min: int, act_max: int) -> np.ndarray:
+    """The same real values on another scale and zero point, clamped: a table of the 256 possible answers, from _requantise."""
     table = np.empty(256, np.int8)
-    _rescale_table(multiplier, shift, in_zero, out_zero, table)
+    _rescale_table(multiplier, shift, in_zero, out_zero, act_min, act_max, table)
     return table[x.view(np.uint8)]
 
 
 @njit
-def _rescale_table(multiplier: int, shift: int, in_zero: int, out_zero: int, table: np.ndarray) -> None:
+def _rescale_table(multiplier: int, shift: int, in_zero: int, out_zero: int, act_min: int, act_max: int, table: np.ndarray) -> None:
     for q in range(-128, 128):
-        table[q & 255] = _clamp(_requantise(q - in_zero, multiplier, shift) + out_zero, -128, 127)
+        table[q & 255] = _clamp(_requantise(q - in_zero, multiplier, shift) + out_zero, act_min, act_max)

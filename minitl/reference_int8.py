@@ -59,6 +59,7 @@ def conv2d(
     strides: Pair,
     padding: Padding,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
@@ -69,7 +70,7 @@ def conv2d(
     total = bias.astype(np.int64) + np.zeros((*windows.shape[:3], 1), np.int64)
     for i in range(kh):
         for j in range(kw):
-            total = total + windows[..., i, j] @ kernel[i, j].astype(np.int64)
+            total = total + windows[..., i, j] @ (kernel[i, j].astype(np.int64) - kernel_zero)
     return _to_int8(requantise(total, multiplier, shift), out_zero, act_min, act_max)
 
 
@@ -82,13 +83,14 @@ def depthwise_conv2d(
     strides: Pair,
     padding: Padding,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
 ) -> np.ndarray:
     """x (N, H, W, C) with kernel (kh, kw, C), each channel by itself: (N, OH, OW, C)."""
     windows = _windows(x, (kernel.shape[0], kernel.shape[1]), strides, padding, in_zero) - in_zero
-    total = bias + np.einsum("nhwcij,ijc->nhwc", windows, kernel.astype(np.int64))
+    total = bias + np.einsum("nhwcij,ijc->nhwc", windows, kernel.astype(np.int64) - kernel_zero)
     return _to_int8(requantise(total, multiplier, shift), out_zero, act_min, act_max)
 
 
@@ -99,12 +101,13 @@ def dense(
     multiplier: np.ndarray,
     shift: np.ndarray,
     in_zero: int,
+    kernel_zero: int,
     out_zero: int,
     act_min: int,
     act_max: int,
 ) -> np.ndarray:
     """x (N, I) with kernel (I, O): (N, O)."""
-    total = bias + (x.astype(np.int64) - in_zero) @ kernel.astype(np.int64)
+    total = bias + (x.astype(np.int64) - in_zero) @ (kernel.astype(np.int64) - kernel_zero)
     return _to_int8(requantise(total, multiplier, shift), out_zero, act_min, act_max)
 
 
@@ -142,6 +145,6 @@ def add(
     return _to_int8(requantise(one + two, multipliers[2], shifts[2]), zeros[2], act_min, act_max)
 
 
-def rescale(x: np.ndarray, multiplier: int, shift: int, in_zero: int, out_zero: int) -> np.ndarray:
-    """The same real values on another scale and zero point, as near as int8 allows."""
-    return _to_int8(requantise(x.astype(np.int64) - in_zero, multiplier, shift), out_zero, -128, 127)
+def rescale(x: np.ndarray, multiplier: int, shift: int, in_zero: int, out_zero: int, act_min: int, act_max: int) -> np.ndarray:
+    """The same real values on another scale and zero point, as near as the clamp allows."""
+    return _to_int8(requantise(x.astype(np.int64) - in_zero, multiplier, shift), out_zero, act_min, act_max)

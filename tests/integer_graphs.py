@@ -13,6 +13,7 @@ from minitl.integer import (
     GlobalMean,
     IntegerGraph,
     MaxPool,
+    Pad,
     Requantise,
     Reshape,
     Tensor,
@@ -56,12 +57,16 @@ class Builder:
         low = int(self.rng.choice([-128, -128, -60]))
         return {"act_min": low, "act_max": int(self.rng.choice([127, 127, 40]))}
 
+    def weighted(self):
+        """A clamp; one kernel in three has a zero point other than 0."""
+        return {**self.clamp(), "kernel_zero": int(self.rng.choice([0, 0, self.rng.integers(-128, 128)]))}
+
     def conv(self, outputs, size, strides=(1, 1), padding=(0, 0, 0, 0), source=None):
         source = self.tensors[source or self.last]
         h, w, c = source.shape
         out = self.tensor((*output_hw(h, w, size, strides, padding), outputs))
         weights = self._weights(source, out, (*size, c, outputs), c * size[0] * size[1])
-        return self.push(Conv2D(out.name, (source.name,), out.name, *weights, strides=strides, padding=padding, **self.clamp()), out)
+        return self.push(Conv2D(out.name, (source.name,), out.name, *weights, strides=strides, padding=padding, **self.weighted()), out)
 
     def depthwise(self, size, strides=(1, 1), padding=(0, 0, 0, 0)):
         source = self.tensors[self.last]
@@ -69,7 +74,7 @@ class Builder:
         out = self.tensor((*output_hw(h, w, size, strides, padding), c))
         weights = self._weights(source, out, (*size, c), size[0] * size[1])
         return self.push(
-            DepthwiseConv2D(out.name, (source.name,), out.name, *weights, strides=strides, padding=padding, **self.clamp()), out
+            DepthwiseConv2D(out.name, (source.name,), out.name, *weights, strides=strides, padding=padding, **self.weighted()), out
         )
 
     def dense(self, outputs):
@@ -78,7 +83,7 @@ class Builder:
             source = self.tensors[self.reshape((source.size,))]
         out = self.tensor((outputs,))
         weights = self._weights(source, out, (source.shape[0], outputs), source.shape[0])
-        return self.push(Dense(out.name, (source.name,), out.name, *weights, **self.clamp()), out)
+        return self.push(Dense(out.name, (source.name,), out.name, *weights, **self.weighted()), out)
 
     def pool(self, kind, window, strides, padding=(0, 0, 0, 0)):
         source = self.tensors[self.last]
@@ -97,10 +102,17 @@ class Builder:
         out = self.tensor(one.shape)
         return self.push(Add(out.name, (a, b), out.name, *add_parameters(one.scale, two.scale, out.scale), **self.clamp()), out)
 
-    def requantise(self, like):
+    def requantise(self, like=None):
         source = self.tensors[self.last]
         out = self.tensor(source.shape, like=like)
-        return self.push(Requantise(out.name, (source.name,), out.name, *quantise_multiplier(source.scale / out.scale)), out)
+        factor = quantise_multiplier(source.scale / out.scale)
+        return self.push(Requantise(out.name, (source.name,), out.name, *factor, **self.clamp()), out)
+
+    def pad(self, padding):
+        source = self.tensors[self.last]
+        h, w, c = source.shape
+        out = self.tensor((*output_hw(h, w, (1, 1), (1, 1), padding), c), like=source)
+        return self.push(Pad(out.name, (source.name,), out.name, padding), out)
 
     def concat(self, names):
         sources = [self.tensors[name] for name in names]
@@ -132,7 +144,7 @@ def random_graph(seed):
     build = Builder(rng, (few(1, 9), few(1, 9), few(1, 5)))
     for _ in range(few(2, 5)):
         h, w, _ = build.tensors[build.last].shape
-        choice = few(0, 6)
+        choice = few(0, 7)
         if choice <= 1:
             build.conv(few(1, 9), *geometry(h, w, 3))
         elif choice == 2:
@@ -150,6 +162,9 @@ def random_graph(seed):
             build.conv(build.tensors[start].shape[2], (1, 1))
             build.conv(build.tensors[start].shape[2], (3, 3), padding=(1, 1, 1, 1))
             build.add(start, build.last)
+        elif choice == 6:
+            build.requantise()
+            build.pad((few(0, 2), few(0, 2), few(0, 1), few(0, 3)))
         else:
             start = build.last
             build.conv(few(1, 5), (1, 1))

@@ -110,7 +110,7 @@ def conv_by_hand(x, zero, op, out_zero):
                     for j in range(kw):
                         y, z = r + i - top, c + j - left
                         if 0 <= y < h and 0 <= z < w:
-                            total += sum((int(x[y, z, k]) - zero) * int(op.kernel[i, j, k, o]) for k in range(channels))
+                            total += sum((int(x[y, z, k]) - zero) * (int(op.kernel[i, j, k, o]) - op.kernel_zero) for k in range(channels))
                 value = exact_requantise(total, int(op.multiplier[o]), int(op.shift[o])) + out_zero
                 rows.append(min(max(value, op.act_min), op.act_max))
     return rows
@@ -163,8 +163,8 @@ def one_conv(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bias": np.full(3, 2**31 - 1, np.int32)}, "does not fit 32 bits"),
-        ({"shift": np.full(3, 20, np.int32)}, "does not fit 32 bits"),
+        ({"bias": np.full(3, 2**31 - 1, np.int32)}, "does not fit 31 bits"),
+        ({"shift": np.full(3, 20, np.int32)}, "does not fit 31 bits"),
         ({"shift": np.full(3, -32, np.int32)}, "expected shifts"),
         ({"multiplier": np.full(3, -1, np.int32)}, "expected multipliers"),
         ({"bias": np.zeros(3)}, "expected bias int32"),
@@ -175,6 +175,7 @@ def one_conv(**changes):
         ({"padding": (1, 1, 1, 1)}, "declared"),
         ({"strides": (0, 1)}, "strides of at least 1"),
         ({"act_min": 5, "act_max": 4}, "act_min <= act_max"),
+        ({"kernel_zero": 128}, "kernel_zero in -128..127"),
         ({"inputs": ("nobody",)}, "not computed before"),
         ({"inputs": ("x", "x")}, "expected 1 input"),
         ({"output": "nobody"}, "not among the tensors"),
@@ -190,7 +191,7 @@ def test_what_cannot_be_proved_is_refused_by_name(changes, message):
 def test_the_largest_sum_that_is_accepted_can_be_reached_without_overflow():
     """The bound is 128 + |zero point| per weight; bias just below it is accepted, one more is refused."""
     kernel = np.full((1, 1, 2, 1), -127, np.int8)
-    largest = 2**31 - 1 - 2 * 127 * (128 + 100)
+    largest = 2**30 - 1 - 2 * 127 * (128 + 100)
     tensors = {"x": Tensor("x", (1, 1, 2), 1.0, 100), "y": Tensor("y", (1, 1, 1), 1.0, 0)}
 
     def graph(bias):
@@ -200,7 +201,7 @@ def test_the_largest_sum_that_is_accepted_can_be_reached_without_overflow():
     x = np.full((1, 1, 1, 2), -128, np.int8)
     for bias in (largest, -largest):
         assert graph(bias).run(x).item() == graph(bias).run(x, plain=True).item() == exact_requantise(bias + 2 * 127 * 228, 2**30, -25)
-    with pytest.raises(MinitlError, match="32 bits"):
+    with pytest.raises(MinitlError, match="31 bits"):
         graph(largest + 1)
 
 
@@ -223,7 +224,7 @@ def test_equal_networks_have_equal_digests_and_others_do_not():
     assert graph.digest() == one_conv().digest()
     kernel = graph.ops[0].kernel.copy()
     kernel[0, 0, 0, 0] ^= 1
-    assert one_conv(kernel=kernel).digest() != graph.digest() != one_conv(act_max=1).digest()
+    assert one_conv(kernel=kernel).digest() != graph.digest() != one_conv(act_max=1).digest() != one_conv(kernel_zero=1).digest()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------------
