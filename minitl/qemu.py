@@ -67,8 +67,8 @@ CORES = {
 
 BOARD_H = """\
 /* What a program on a simulated (or debugged) board may ask of the host. */
-#ifndef BOARD_H
-#define BOARD_H
+#ifndef BOARD_H_
+#define BOARD_H_
 #include <stdint.h>
 
 uint32_t board_read(void *to, uint32_t bytes);          /* from the host's file "input": how many bytes came */
@@ -277,7 +277,7 @@ void board_reset(void)
 BOARD_FLAGS = ("-Os", "-ffunction-sections", "-fno-tree-loop-distribute-patterns")
 """How BOARD_C is compiled: its memcpy must not become a call of itself."""
 
-FREESTANDING = ("-std=gnu99", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
+FREESTANDING = ("-std=c99", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
 LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
 
 
@@ -384,20 +384,25 @@ def build(folder: Path, sources: Mapping[str, str], core: str, flags: Sequence[s
     return _link(folder, [support, *(_compile(folder, name, core, flags) for name in sources if name.endswith(".c"))], core)
 
 
+def command(core: str, elf: str) -> list[str]:
+    """The line that runs a program with qemu; the files that it reads and writes are in the current folder."""
+    line = [QEMU, "-machine", CORES[core].machine, "-kernel", elf, "-semihosting-config", "enable=on,target=native"]
+    return [*line, "-nographic", "-monitor", "none", "-serial", "none"]
+
+
 def run(elf: Path, core: str, data: bytes = b"", timeout: float = 300, count: bool = False) -> bytes:
     """Runs a program of build's with `data` as its input; what it wrote with board_write.
 
     count: one instruction is one nanosecond of SysTick's clock (slower). timeout: seconds. MinitlError: a tool is missing, or the
     program takes longer, stops at a fault, or leaves with a status other than 0 (its messages are in the sentence).
     """
-    board = _needs(core)
+    _needs(core)
     with tempfile.TemporaryDirectory(prefix="minitl-") as name:
         folder = Path(name)
         (folder / "input").write_bytes(data)
-        command = [QEMU, "-machine", board.machine, "-kernel", str(elf.resolve()), "-semihosting-config", "enable=on,target=native"]
-        command += ["-nographic", "-monitor", "none", "-serial", "none", *(["-icount", "shift=0"] if count else [])]
+        line = [*command(core, str(elf.resolve())), *(["-icount", "shift=0"] if count else [])]
         try:
-            done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+            done = subprocess.run(line, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise MinitlError(f"{core} under {QEMU}: not done after {timeout:g} seconds; give it longer or fewer images") from None
         if done.returncode:
@@ -510,13 +515,16 @@ int MODEL_run(const int8_t *image, int8_t *logits)
 }
 """
 
+HEADER = "emitted.h"
+"""The header's name in the folder: no prefix can be the name of another file of ours."""
+
 TURNS = 10_000_000
 """Of the loop that finds how many instructions a tick of SysTick is."""
 
 
 def _for(template: str, name: str, **more: object) -> str:
     """A C template for the header of one network."""
-    words = {"NAME": name.upper(), "MODEL": name, "HEADER": f"{name}.h", "TURNS": TURNS} | more
+    words = {"NAME": name.upper(), "MODEL": name, "HEADER": HEADER, "TURNS": TURNS} | more
     return re.sub("|".join(words), lambda found: str(words[found[0]]), template)
 
 
@@ -529,7 +537,7 @@ def logits(header: str, name: str, core: str, images: np.ndarray, flags: Sequenc
     images = np.ascontiguousarray(images)
     assert images.dtype == np.int8
     with tempfile.TemporaryDirectory(prefix="minitl-") as folder:
-        elf = build(Path(folder), {f"{name}.h": header, "main.c": _for(ANSWERS, name)}, core, flags)
+        elf = build(Path(folder), {HEADER: header, "main.c": _for(ANSWERS, name)}, core, flags)
         found = np.frombuffer(run(elf, core, images.tobytes()), np.int8)
     if len(images) == 0 or found.size == 0 or found.size % len(images):
         raise MinitlError(f"{core}: {found.size} logits came back for {images.shape}; expected images of {name.upper()}_INPUT_BYTES each")
@@ -579,7 +587,7 @@ def profile(header: str, name: str, core: str, image: np.ndarray, flags: Sequenc
     layers = header.count(f"{name.upper()}_LAYER(") + 1
     with tempfile.TemporaryDirectory(prefix="minitl-") as place:
         folder = Path(place)
-        (folder / f"{name}.h").write_text(header)
+        (folder / HEADER).write_text(header)
         shared = [_support(folder, core)]
         for source, text in (("place.c", PLACE), ("nothing.c", NOTHING)):
             (folder / source).write_text(_for(text, name))
