@@ -277,6 +277,12 @@ void board_reset(void)
 BOARD_FLAGS = ("-Os", "-ffunction-sections", "-fno-tree-loop-distribute-patterns")
 """How BOARD_C is compiled: its memcpy must not become a call of itself."""
 
+
+def board_defines(core: str) -> tuple[str, ...]:
+    """What BOARD_C is to know about a core's board."""
+    return ("-DBOARD_TRAP_UNALIGNED",) if CORES[core].trap else ()
+
+
 FREESTANDING = ("-std=c99", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
 LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
 
@@ -363,7 +369,7 @@ def _support(folder: Path, core: str) -> str:
     (folder / "board.h").write_text(BOARD_H)
     (folder / "board.c").write_text(BOARD_C)
     (folder / "board.ld").write_text(linker_script(core))
-    return _compile(folder, "board.c", core, (*BOARD_FLAGS, *(("-DBOARD_TRAP_UNALIGNED",) if CORES[core].trap else ())))
+    return _compile(folder, "board.c", core, (*BOARD_FLAGS, *board_defines(core)))
 
 
 def _link(folder: Path, objects: Sequence[str], core: str, target: str = "program.elf") -> Path:

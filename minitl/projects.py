@@ -1,0 +1,388 @@
+"""A header -> folders that are ready to build: an Arduino library, and a plain C project for the host and for Cortex-M.
+
+Enters: the text of a header of emit_c, its prefix, class names, the recipe. Leaves: {relative path: bytes}; nothing is written here.
+
+The plain project runs on the host and, under qemu, on every core of qemu.py, whose start-up code and linker scripts it carries. Left
+out: drivers for cameras (a stub stands in their place), makers' board packages, CMake.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from . import qemu
+from .emit_c import check_name, comment_text
+from .errors import MinitlError
+from .images import Recipe
+from .version import __version__
+
+LONGEST_LIBRARY_NAME = 63
+"""Arduino's limit; a C name of ours is shorter."""
+
+
+def _fill(template: str, name: str, **more: object) -> bytes:
+    """@name@, @NAME@ and others of a template replaced."""
+    words = {"name": name, "NAME": name.upper(), "version": __version__, **more}
+    return re.sub(f"@({'|'.join(words)})@", lambda found: str(words[found[1]]), template).encode()
+
+
+def _words(classes: Sequence[str], recipe: Recipe | None) -> str:
+    """What goes in and what comes out, on one line."""
+    size = f"{recipe.width}x{recipe.height} RGB images" if recipe else "Images"
+    names = ", ".join(map(comment_text, classes[:20])) + (", ..." if len(classes) > 20 else "")
+    return f"{size} to {len(classes)} classes: {names}"
+
+
+def _check(header: str, name: str) -> None:
+    check_name(name)
+    if f"int {name}_run(const int8_t *image, int8_t *logits)" not in header:
+        raise MinitlError(f"project {name!r}: expected a header with {name}_run, found none; give the header and the name it was made with")
+
+
+# ---- Arduino -------------------------------------------------------------------------------------------------------------------
+
+LIBRARY = """\
+name=@name@
+version=@version@
+author=minitl
+maintainer=minitl
+sentence=An image classifier as integer C, without dependencies.
+paragraph=@words@
+category=Data Processing
+url=@url@
+architectures=*
+includes=@name@.h
+"""
+
+NETWORK_C = """\
+/* The network itself: the one file that compiles it. */
+#define @NAME@_SELFTEST /* where nobody calls it the linker leaves it out */
+#define @NAME@_IMPLEMENTATION
+#include "@name@.h"
+"""
+
+SKETCH = """\
+/* Classifies one picture a second and prints the class. Put your camera into take_picture(). */
+#define @NAME@_SELFTEST
+#include <@name@.h>
+
+static int8_t logits[@NAME@_CLASSES];
+
+/* Fills the image: rows from the top, pixels from the left@order@. Here a grey one stands for a camera. */
+static void take_picture(int8_t *image)
+{
+    for (uint32_t i = 0; i < @NAME@_INPUT_BYTES; i++) {
+        image[i] = @pixel@;
+    }
+}
+
+void setup()
+{
+    Serial.begin(115200);
+    while (!Serial && millis() < 5000) {
+    }
+    const char *wrong = @name@_selftest();
+    Serial.print(F("self-test: "));
+    Serial.println(wrong == 0 ? "equal to Python in every bit" : wrong);
+}
+
+void loop()
+{
+    take_picture(@name@_image());
+    const unsigned long start = micros();
+    @name@_run(@name@_image(), logits);
+    const unsigned long took = micros() - start;
+    int best = 0;
+    for (int i = 1; i < @NAME@_CLASSES; i++) {
+        if (logits[i] > logits[best]) {
+            best = i;
+        }
+    }
+    Serial.print(@name@_class_names[best]);
+    Serial.print(F(", logit "));
+    Serial.print((int)logits[best]);
+    Serial.print(F(", "));
+    Serial.print(took);
+    Serial.println(F(" us"));
+    delay(1000);
+}
+"""
+
+
+def arduino(
+    header: str, name: str, classes: Sequence[str], recipe: Recipe | None, blob: bytes | None = None, url: str = ""
+) -> dict[str, bytes]:
+    """An Arduino library (specification 1.5): put the folder into `libraries` and open the example.
+
+    name: the header's prefix, also the library's name. blob: weights that are not in the header, written as NAME.bin beside it.
+    url: of the library, for those who publish it. Raises MinitlError where the header was made under another name.
+    """
+    _check(header, name)
+    assert len(name) <= LONGEST_LIBRARY_NAME
+    pixel, order = (f"{name.upper()}_QUANTIZE_PIXEL(128, i % 3)", ", red, green, blue") if recipe else ("0", "")
+    files = {
+        "library.properties": _fill(LIBRARY, name, words=_words(classes, recipe), url=url),
+        f"src/{name}.h": header.encode(),
+        f"src/{name}.c": _fill(NETWORK_C, name),
+        f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order),
+    }
+    return files | ({} if blob is None else {f"src/{name}.bin": blob})
+
+
+# ---- plain C -------------------------------------------------------------------------------------------------------------------
+
+MAIN_C = """\
+/* Runs the self-test, then every image that comes in: @formats@.
+   For each one a line: the class, a tab, the logits. Status 1: the self-test failed; 2: the input is not a whole number of images. */
+#define @NAME@_SELFTEST
+#include "board/board.h"
+#include "model/@name@.h"
+
+static int8_t logits[@NAME@_CLASSES];
+
+static void say_number(int value) /* -128..127 */
+{
+    char text[5], *p = text + 4;
+    unsigned rest = (unsigned)(value < 0 ? -value : value);
+    *p = 0;
+    do {
+        *--p = (char)('0' + rest % 10u);
+        rest /= 10u;
+    } while (rest != 0);
+    if (value < 0) {
+        *--p = '-';
+    }
+    board_say(p);
+}
+
+static void say_answer(void)
+{
+    int i, best = 0;
+    for (i = 1; i < @NAME@_CLASSES; i++) {
+        if (logits[i] > logits[best]) {
+            best = i;
+        }
+    }
+    board_say(@name@_class_names[best]);
+    for (i = 0; i < @NAME@_CLASSES; i++) {
+        board_say(i == 0 ? "\\t" : " ");
+        say_number(logits[i]);
+    }
+    board_say("\\n");
+}
+@read_image@
+int main(void)
+{
+    const char *wrong = @name@_selftest();
+    int found;
+    if (wrong != 0) {
+        board_say("self-test: another answer than Python's at layer ");
+        board_say(wrong);
+        board_say("\\n");
+        return 1;
+    }
+    board_say("self-test: equal to Python in every bit\\n");
+    while ((found = read_image(@name@_image())) > 0) {
+        if (@name@_run(@name@_image(), logits) != 0) {
+            return 1;
+        }
+        say_answer();
+    }
+    if (found < 0) {
+        board_say("the input is not a whole number of images\\n");
+        return 2;
+    }
+    return 0;
+}
+"""
+
+READ_RAW = """
+/* 1: an image, 0: the end, -1: less than an image. */
+static int read_image(int8_t *image)
+{
+    const uint32_t bytes = board_read(image, @NAME@_INPUT_BYTES);
+    return bytes == @NAME@_INPUT_BYTES ? 1 : bytes == 0 ? 0 : -1;
+}
+"""
+
+READ_PPM = """
+/* The next number of a PPM header and the one character after it; -1 where there is none. Comments are skipped. */
+static int32_t read_number(void)
+{
+    int32_t value = -1;
+    uint8_t c;
+    while (board_read(&c, 1) == 1) {
+        if (c == '#' && value < 0) {
+            while (board_read(&c, 1) == 1 && c != '\\n') {
+            }
+        } else if (c >= '0' && c <= '9' && value < 65536) {
+            value = (value < 0 ? 0 : value) * 10 + (c - '0');
+        } else if (value >= 0) {
+            return value;
+        }
+    }
+    return value;
+}
+
+/* 1: an image, 0: the end, -1: something else. A file that begins with "P6" and white space is a PPM. */
+static int read_image(int8_t *image)
+{
+    uint8_t *bytes = (uint8_t *)image;
+    const uint32_t head = board_read(bytes, 3);
+    uint32_t i;
+    if (head == 0) {
+        return 0;
+    }
+    if (head < 3) {
+        return -1;
+    }
+    if (bytes[0] != 'P' || bytes[1] != '6' || (bytes[2] != ' ' && bytes[2] != '\\n' && bytes[2] != '\\r' && bytes[2] != '\\t')) {
+        return board_read(image + 3, @NAME@_INPUT_BYTES - 3) == @NAME@_INPUT_BYTES - 3 ? 1 : -1; /* raw */
+    }
+    if (read_number() != @NAME@_INPUT_WIDTH || read_number() != @NAME@_INPUT_HEIGHT || read_number() != 255) {
+        board_say("expected a PPM of @width@x@height@ pixels with values up to 255\\n");
+        return -1;
+    }
+    if (board_read(bytes, @NAME@_INPUT_BYTES) != @NAME@_INPUT_BYTES) {
+        return -1;
+    }
+    for (i = 0; i < @NAME@_INPUT_BYTES; i++) {
+        const int32_t p = bytes[i];
+        image[i] = @NAME@_QUANTIZE_PIXEL(p, i % 3u);
+    }
+    return 1;
+}
+"""
+
+HOST_C = """\
+/* board.h for a computer: the input is stdin, the messages go to stdout. Left out: what main.c does not use. */
+#include "board.h"
+#include <stdio.h>
+
+uint32_t board_read(void *to, uint32_t bytes)
+{
+    return (uint32_t)fread(to, 1, bytes, stdin);
+}
+
+void board_say(const char *text)
+{
+    fputs(text, stdout);
+}
+"""
+
+MAKEFILE = """\
+# make: for this computer. make arm CORE=cortex-m4: for a microcontroller (arm-none-eabi-gcc). make run-arm: there, under qemu.
+CC ?= cc
+CFLAGS ?= -O3
+ARM_CC ?= @gcc@
+ARM_SIZE ?= @size@
+CORE ?= cortex-m4
+IMAGES ?=
+
+@cores@
+
+ifndef MACHINE_$(CORE)
+$(error CORE is $(CORE); expected one of @names@)
+endif
+
+HOST_PROGRAM = build/@name@
+ARM_PROGRAM = build/@name@-$(CORE).elf
+SOURCES = main.c model/@name@.c
+HEADERS = model/@name@.h board/board.h
+
+.PHONY: host run arm run-arm size clean
+
+host: $(HOST_PROGRAM)
+
+run: host
+	$(HOST_PROGRAM) < $(or $(IMAGES),/dev/null)
+
+arm: $(ARM_PROGRAM)
+
+$(HOST_PROGRAM): $(SOURCES) board/host.c $(HEADERS)
+	@mkdir -p build
+	$(CC) -std=c99 $(CFLAGS) $(SOURCES) board/host.c -o $@
+
+$(ARM_PROGRAM): $(SOURCES) board/board.c board/$(CORE).ld $(HEADERS)
+	@mkdir -p build
+	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ @board_flags@ $(BOARD_$(CORE)) -c board/board.c -o build/board-$(CORE).o
+	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ $(CFLAGS) @link@ -T board/$(CORE).ld $(SOURCES) build/board-$(CORE).o -lgcc -o $@
+
+run-arm: arm
+	@rm -f build/input
+	$(if $(IMAGES),cp $(IMAGES) build/input)
+	cd build && @qemu@
+
+size: arm
+	$(ARM_SIZE) $(ARM_PROGRAM)
+
+clean:
+	rm -rf build
+"""
+
+README = """\
+@name@: @words@.
+Written by minitl @version@.
+
+make                                   builds build/@name@ for this computer
+build/@name@ < IMAGES                  self-test, then the class of each image: @formats@
+make arm CORE=cortex-m4                builds for a microcontroller with @gcc@ (@names@)
+make run-arm CORE=cortex-m4 IMAGES=F   runs that under qemu-system-arm; the answers are the same
+make size                              flash (text + data) and RAM (data + bss, the stack of @stack@ bytes in it)
+
+model/ is all that firmware needs: one file defines @NAME@_IMPLEMENTATION and includes model/@name@.h, whose first comment is the manual.
+board/ is for qemu's boards and speaks to the host through semihosting. On a board of your own, replace board.c and the .ld file by your
+vendor's, and board_read and board_say by your camera and your display.
+"""
+
+
+def _make_cores() -> str:
+    """The table of cores as variables of make."""
+    lines = []
+    for core, board in qemu.CORES.items():
+        lines += [f"FLAGS_{core} = {' '.join(board.flags)}", f"MACHINE_{core} = {board.machine}"]
+        lines += [f"BOARD_{core} = {' '.join(flags)}"] if (flags := qemu.board_defines(core)) else []
+    return "\n".join(lines)
+
+
+def plain(header: str, name: str, classes: Sequence[str], recipe: Recipe | None, blob: bytes | None = None) -> dict[str, bytes]:
+    """A C project: Makefile, main.c, the model, and start-up code and linker scripts for the cores of qemu.py.
+
+    main reads images, raw int8 or (with a recipe) PPM of the right size, from stdin, under qemu from a file. Arguments as in arduino().
+    """
+    _check(header, name)
+    upper = name.upper()
+    formats = f"raw int8 ({upper}_INPUT_BYTES each)" + (f" or PPM (P6, {recipe.width}x{recipe.height})" if recipe else "")
+    sizes = {"width": recipe.width, "height": recipe.height} if recipe else {}
+    read_image = _fill(READ_PPM if recipe else READ_RAW, name, **sizes).decode()
+    core = next(iter(qemu.CORES))
+    line = shlex.join(qemu.command(core, "PROGRAM")).replace("PROGRAM", f"{name}-$(CORE).elf")
+    makefile = _fill(
+        MAKEFILE,
+        name,
+        gcc=qemu.GCC,
+        size=qemu.SIZE,
+        cores=_make_cores(),
+        names=", ".join(qemu.CORES),
+        freestanding=" ".join(qemu.FREESTANDING),
+        board_flags=" ".join(qemu.BOARD_FLAGS),
+        link=" ".join(qemu.LINK),
+        qemu=line.replace(qemu.CORES[core].machine, "$(MACHINE_$(CORE))"),
+    )
+    stack = qemu.CORES["cortex-m4"].stack
+    files = {
+        "README.txt": _fill(
+            README, name, words=_words(classes, recipe), formats=formats, gcc=qemu.GCC, names=", ".join(qemu.CORES), stack=stack
+        ),
+        "Makefile": makefile,
+        "main.c": _fill(MAIN_C, name, formats=formats, read_image=read_image),
+        f"model/{name}.h": header.encode(),
+        f"model/{name}.c": _fill(NETWORK_C, name),
+        "board/board.h": qemu.BOARD_H.encode(),
+        "board/board.c": qemu.BOARD_C.encode(),
+        "board/host.c": HOST_C.encode(),
+        **{f"board/{core}.ld": qemu.linker_script(core).encode() for core in qemu.CORES},
+    }
+    return files | ({} if blob is None else {f"model/{name}.bin": blob})
