@@ -177,12 +177,13 @@ class Writer:
 
 # ---- TensorFlow Lite
 
-TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int8": 9}
+TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int16": 7, "int8": 9}
 CODES = {
-    "ADD": 0, "AVERAGE_POOL_2D": 1, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6, "FULLY_CONNECTED": 9, "MUL": 18,
-    "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34, "MEAN": 40, "SUB": 41, "QUANTIZE": 114, "HARD_SWISH": 117,
+    "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6, "FULLY_CONNECTED": 9,
+    "MAX_POOL_2D": 17, "MUL": 18, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34, "MEAN": 40, "SUB": 41, "SQUEEZE": 43,
+    "STRIDED_SLICE": 45, "QUANTIZE": 114, "HARD_SWISH": 117,
 }  # fmt: skip
-FUSED = {"linear": 0, "relu": 1, "relu6": 3}
+FUSED = {"linear": 0, "relu": 1, "relu_n1_to_1": 2, "relu6": 3}
 
 
 class TFLite:

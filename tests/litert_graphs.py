@@ -1,83 +1,63 @@
-"""Integer graphs read off a LiteRT interpreter, for tests: the same network, computed by somebody else, every tensor of it.
+"""LiteRT beside our integer graphs, for tests: the same file, computed by somebody else, every tensor of it."""
 
-Only what the published int8 files need: 'same' padding, strides seen in the shapes, and no clamp but int8's own (their ReLU and
-ReLU6 are expressed by scale and zero point).
-"""
+import re
+from pathlib import Path
 
 import numpy as np
 
-from minitl.geometry import resolve
-from minitl.integer import (
-    Add,
-    AveragePool,
-    Conv2D,
-    Dense,
-    DepthwiseConv2D,
-    GlobalMean,
-    IntegerGraph,
-    Reshape,
-    Tensor,
-    add_parameters,
-    mean_parameters,
-    quantise_multipliers,
-)
+from minitl.importers import tflite_int8
 
 
-def interpreter(path):
+def interpreter(path=None, content=None):
     """LiteRT with its reference kernels, every intermediate tensor kept."""
     litert = __import__("pytest").importorskip("ai_edge_litert.interpreter")
     result = litert.Interpreter(
-        str(path), experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF, experimental_preserve_all_tensors=True
+        None if path is None else str(path),
+        model_content=content,
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
     )
     result.allocate_tensors()
+    result.file = path
     return result
 
 
 def integer_graph(it):
-    """(IntegerGraph without QUANTIZE and SOFTMAX, {tensor name in it: tensor index in LiteRT}, index of its input)."""
-    details = {d["index"]: d for d in it.get_tensor_details()}
-    tensors, ops, index = {}, [], {}
+    """(IntegerGraph of the file of an interpreter, {tensor name in it: tensor index in LiteRT}, its input tensor)."""
+    graph = tflite_int8.read(Path(it.file).read_bytes(), Path(it.file).name).graph
+    return graph, tensor_indices(graph), graph.tensors[graph.input]
 
-    def tensor(i, drop_batch=True):
-        scale, zero = details[i]["quantization"]
-        name, shape = f"t{i}", tuple(details[i]["shape"][1:].tolist())
-        tensors.setdefault(name, Tensor(name, shape, float(scale), int(zero)))
-        index[name] = int(i)
-        return tensors[name]
 
-    steps = [d for d in it._get_ops_details() if d["op_name"] not in ("QUANTIZE", "SOFTMAX", "DELEGATE")]
-    first = tensor(steps[0]["inputs"][0])
-    for step in steps:
-        kind, out = step["op_name"], tensor(step["outputs"][0])
-        source = tensor(step["inputs"][0])
-        common = (f"{kind.lower()} {out.name}", (source.name,), out.name)
-        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-            kernel, bias = it.get_tensor(step["inputs"][1]), it.get_tensor(step["inputs"][2])
-            scales = details[step["inputs"][1]]["quantization_parameters"]["scales"].astype(np.float64)
-            scales = np.broadcast_to(scales, bias.shape)
-            weights = (bias, *quantise_multipliers(source.scale * scales / out.scale))
-            if kind == "FULLY_CONNECTED":
-                ops.append(Dense(*common, np.ascontiguousarray(kernel.T), *weights))
-                continue
-            stride = -(-source.shape[0] // out.shape[0])
-            padding = resolve("same", *source.shape[:2], kernel.shape[1:3], (stride, stride))
-            depthwise = kind == "DEPTHWISE_CONV_2D"
-            kernel = np.ascontiguousarray(kernel[0] if depthwise else kernel.transpose(1, 2, 3, 0))
-            ops.append((DepthwiseConv2D if depthwise else Conv2D)(*common, kernel, *weights, strides=(stride, stride), padding=padding))
-        elif kind == "AVERAGE_POOL_2D":
-            ops.append(AveragePool(*common, source.shape[:2], source.shape[:2]))
-        elif kind == "MEAN":  # keep_dims: its (1, 1, C) is a (C,) and a reshape here
-            h, w, c = source.shape
-            flat = Tensor(f"{out.name}_flat", (c,), out.scale, out.zero_point)
-            tensors[flat.name] = flat
-            ops.append(GlobalMean(common[0], common[1], flat.name, *mean_parameters(source.scale, out.scale, h * w)))
-            ops.append(Reshape(f"reshape {out.name}", (flat.name,), out.name))
-        elif kind == "ADD":
-            other = tensor(step["inputs"][1])
-            parameters = add_parameters(source.scale, other.scale, out.scale)
-            ops.append(Add(common[0], (source.name, other.name), out.name, *parameters))
-        elif kind == "RESHAPE":
-            ops.append(Reshape(*common))
-        else:
-            raise AssertionError(f"a test network with {kind}")
-    return IntegerGraph(tensors, tuple(ops), first.name, ops[-1].output), index, first
+def tensor_indices(graph):
+    """{name: index in the file} of the tensors that are the file's own."""
+    found = {name: re.fullmatch(r"t(\d+)(_row)?", name) for name in graph.tensors}
+    return {name: int(match[1]) for name, match in found.items() if match}
+
+
+def as_int8(values):
+    """uint8 as the reader takes it: q - 128."""
+    return (values.astype(np.int16) - 128).astype(np.int8) if values.dtype == np.uint8 else values
+
+
+def compare(graph, it, x):
+    """{kind of op: (values, how many differ from LiteRT's, by how much at most)} over int8 images x (N, ...), each layer on its own.
+
+    The file's input is int8 or uint8.
+    """
+    entry, index, found = it.get_input_details()[0], tensor_indices(graph), {}
+    for image, ours in zip(x, _runs(graph, x), strict=True):
+        raw = (image.astype(np.int16) + 128).astype(np.uint8) if entry["dtype"] == np.uint8 else image
+        it.set_tensor(entry["index"], raw.reshape(entry["shape"]))
+        it.invoke()
+        for op in graph.ops:
+            if op.output in index:
+                theirs = as_int8(it.get_tensor(index[op.output])).reshape(ours[op.output].shape)
+                apart = np.abs(theirs.astype(np.int16) - ours[op.output])
+                values, different, largest = found.get(op.kind, (0, 0, 0))
+                found[op.kind] = values + apart.size, different + int(np.count_nonzero(apart)), max(largest, int(apart.max()))
+    return found
+
+
+def _runs(graph, x):
+    for image in x:
+        yield {name: value[0] for name, value in graph.run_all(image[None]).items()}
