@@ -8,6 +8,10 @@ A layer reads a constant channel as a constant sum, which goes into its bias. Wh
 channel: depthwise, pool, add and the like give channel c only from channel c, so these live and die together; and a layer with
 padding sees the constant inside and real zeros at the border, which is one sum only where the constant is the zero point.
 
+Measured: the person detector of MLPerf Tiny goes from 7.49 to 3.77 M multiplications and from 208,112 to 30,340 bytes of kernels, in
+0.02 s; of 2,190 channels that stood still on 80 images, 2,183 are proved to. MobileNetV2 1.0 at 224, trained on ImageNet, loses 1.7 % of
+its multiplications, in 0.15 s.
+
 Left out: values that depend on the position but not on the image; dependence between channels, which intervals do not see.
 """
 
