@@ -1,45 +1,132 @@
 """The arena: where each tensor of an integer graph lives while the network runs, known before anything is compiled.
 
 In: an IntegerGraph. Out: a Plan of byte offsets into one block of memory and the size of that block, which is exact: nothing else is
-allocated. The image and the logits are the caller's and not in it. A reshape is no copy: its tensors share one place.
+allocated. The image is in it, and the room that a kernel needs while it works (scratch); only the logits are the caller's. A reshape
+is no copy: its tensors share one place.
 
-Left out, for now: outputs written over their own inputs and the image inside the arena. Both are a matter of the lifetimes in
-buffers(); place() would stay as it is.
+An output may be written over an input that dies, as far as the order in which the C kernels read and write allows: overlap() and
+scratch_bytes() below state that order as numbers, and tests/test_memory.py executes it. Left out: orders of the operations other than
+the graph's, two operations at a time, and proof that a plan is the smallest; lower_bound() says how far from it it can be.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
 
-from .integer import IntegerGraph, Reshape
+import numpy as np
 
-IMAGE, LOGITS, ARENA = "image", "logits", "arena"
+from .integer import Add, Conv2D, DepthwiseConv2D, GlobalMean, IntegerGraph, Op, Pool, Requantise, Reshape, Tensor
+
+LOGITS, ARENA = "logits", "arena"
+IMAGE, TENSOR, SCRATCH = "image", "tensor", "scratch"
+"""What a buffer is for."""
+
+ALIGNMENT = 4
+"""Every buffer begins at a multiple of so many bytes."""
+
+TRIES = 60_000
+"""Buffers placed while searching for a better plan: half a second."""
+
+
+def aligned(size: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+# ---- what the C kernels allow --------------------------------------------------------------------------------------------------
+
+
+def is_pointwise(op: Op) -> bool:
+    """Whether a Conv2D only mixes channels: then a row of pixels is as good as an image."""
+    return isinstance(op, Conv2D) and op.kernel.shape[:2] == tuple(op.strides) == (1, 1) and not any(op.padding)
+
+
+def scratch_bytes(op: Op, ins: list[Tensor]) -> int:
+    """Bytes that the kernel of an op needs besides its input and output, aligned like everything.
+
+    Convolutions: two windows of inputs widened to 16 bits, each filled up to a multiple of 8 values, and, unless pointwise, the two
+    windows as bytes before that. Depthwise: a ring of as many rows of one channel as the kernel has, widened, with their padding.
+    """
+    if isinstance(op, Conv2D):
+        return (4 if is_pointwise(op) else 6) * (-(-math.prod(op.kernel.shape[:3]) // 8) * 8)
+    if isinstance(op, DepthwiseConv2D):
+        return op.kernel.shape[0] * 2 * aligned(op.padding[2] + ins[0].shape[1] + op.padding[3] + 4)
+    return 0
+
+
+def overlap(op: Op, ins: list[Tensor], out: Tensor) -> tuple[int, float] | None:
+    """How the output may lie over an input that nobody needs afterwards: (least, most) bytes by which it begins before it.
+
+    None: not at all. Convolutions and pools write blocks of pixels in order, each after its inputs were read: the output must never
+    reach a byte that this block or a later one still reads. Depthwise works on one channel after the other, so only the very same
+    place will do, and only if no row is written before it was read.
+    """
+    if isinstance(op, (Add, GlobalMean, Requantise)):
+        return 0, math.inf
+    if isinstance(op, Conv2D) and is_pointwise(op):
+        pixels, channels, outputs = out.shape[0] * out.shape[1], ins[0].shape[2], out.shape[2]
+        return _least((1, pixels, channels), (1, pixels, outputs), (1, 1), (1, 1), (0, 0), 2), math.inf
+    if isinstance(op, (Conv2D, Pool)):
+        window, together = (op.window, 1) if isinstance(op, Pool) else (op.kernel.shape[:2], 2)
+        return _least(ins[0].shape, out.shape, tuple(window), op.strides, (op.padding[0], op.padding[2]), together), math.inf
+    if isinstance(op, DepthwiseConv2D):
+        (h, w, _), (oh, ow, _) = ins[0].shape, out.shape
+        read = [min(h, r * op.strides[0] - op.padding[0] + op.kernel.shape[0]) * w for r in range(oh)]  # pixels, before row r is written
+        return (0, 0) if ow <= w and oh <= h and all((r + 1) * ow <= read[r] for r in range(oh)) else None
+    return None
+
+
+def _least(
+    x: tuple[int, ...], y: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, int], before: tuple[int, int], together: int
+) -> int:
+    """The most by which the bytes written are ahead of the lowest byte still to be read, over blocks of `together` pixels of a row.
+
+    x, y: shapes of input and output; before: (top, left) padding.
+    """
+    (h, w, c), (oh, ow, o) = x, y
+    rows, columns = np.arange(oh) * strides[0] - before[0], np.arange(ow) * strides[1] - before[1]
+    lowest = (np.maximum(rows, 0)[:, None] * w + np.maximum(columns, 0)) * c
+    real = ((rows < h) & (rows + window[0] > 0))[:, None] & (columns < w) & (columns + window[1] > 0)
+    still = np.minimum.accumulate(np.where(real, lowest, h * w * c).ravel()[::-1])[::-1].reshape(oh, ow)[:, ::together]
+    written = (np.arange(oh)[:, None] * ow + np.minimum(np.arange(0, ow, together) + together, ow)) * o
+    return int((written - still).max())
+
+
+# ---- tenants -------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Bytes that are needed from op number `first` to op number `last`, both included.
+    """Bytes that are needed from op number `first` to op number `last`, both included; the image from before op 0: first is -1.
 
-    tensors: the names that it holds, one after the other in time (a tensor and its reshapes).
+    tensors: the names that it holds, one after the other in time (a tensor and its reshapes); none if it is scratch.
     """
 
     tensors: tuple[str, ...]
     size: int
     first: int
     last: int
+    kind: str = TENSOR
 
     def meets(self, other: Buffer) -> bool:
-        """Whether both are needed at some moment, so that they may not overlap."""
+        """Whether both are needed at some moment, so that they may not overlap but as overlap() says."""
         return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
 class Plan:
-    """where: tensor name -> (IMAGE | LOGITS | ARENA, byte offset). size: bytes of the arena. buffers: (buffer, offset) by birth."""
+    """where: tensor name -> (LOGITS | ARENA, byte offset). size: bytes of the arena, a multiple of 4. image: offset of the image.
+
+    scratch: number of an op -> offset of its scratch, for ops that need one. buffers: (buffer, offset) by birth.
+    """
 
     where: dict[str, tuple[str, int]]
     size: int
     buffers: tuple[tuple[Buffer, int], ...]
+    scratch: dict[int, int]
+    image: int
 
 
 def roots(graph: IntegerGraph) -> dict[str, str]:
@@ -51,56 +138,154 @@ def roots(graph: IntegerGraph) -> dict[str, str]:
 
 
 def buffers(graph: IntegerGraph) -> list[Buffer]:
-    """The arena's tenants: every tensor that is neither the image nor the logits, in order of birth.
+    """The arena's tenants by birth: the image, every tensor that is not the logits, and the scratch of every op that needs one.
 
     A residual lives until its Add, a tensor that nobody reads dies where it is born (it is still written).
     """
     root = roots(graph)
-    born: dict[str, int] = {}
-    last: dict[str, int] = {}
+    born, last = {graph.input: -1}, {graph.input: -1}
     for i, op in enumerate(graph.ops):
         born.setdefault(root[op.output], i)
         for name in (*op.inputs, op.output):
             last[root[name]] = i
-    outside = {root[graph.input], root[graph.output]}
-    inside = [name for name in born if name not in outside]
-    return [Buffer(tuple(n for n in root if root[n] == name), graph.tensors[name].size, born[name], last[name]) for name in inside]
+    tenants = []
+    for name in born:
+        if name != root[graph.output] or name == graph.input:
+            names = tuple(n for n in root if root[n] == name)
+            tenants.append(Buffer(names, graph.tensors[name].size, born[name], last[name], IMAGE if name == graph.input else TENSOR))
+    for i, op in enumerate(graph.ops):
+        if size := scratch_bytes(op, graph.ends(op)[0]):
+            tenants.append(Buffer((), size, i, i, SCRATCH))
+    return sorted(tenants, key=lambda tenant: tenant.first)
 
 
-def place(tenants: list[Buffer]) -> list[int]:
-    """An offset for each buffer: the largest first, each at the lowest place that is free during its life.
+Overlaps = dict[tuple[int, int], tuple[int, float]]
+"""(number of a dying input's buffer, number of the output's): (least, most) as from overlap(), the least a multiple of 4."""
 
-    Greedy by size, as in Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference (2020): it meets the lower
-    bound (the most bytes alive at one op) on chains and on MobileNetV2's residuals.
+
+def overlaps(graph: IntegerGraph, tenants: list[Buffer]) -> Overlaps:
+    """The pairs of tenants that may overlap although they meet."""
+    number = {name: k for k, tenant in enumerate(tenants) for name in tenant.tensors}
+    root, found = roots(graph), {}
+    for i, op in enumerate(graph.ops):
+        y = number.get(op.output)
+        allowed = None if y is None or root[op.output] != op.output else overlap(op, *graph.ends(op))
+        for x in {number.get(name) for name in op.inputs} if allowed else ():
+            if x is not None and y is not None and allowed and tenants[x].last == i:
+                found[x, y] = aligned(allowed[0]), allowed[1]
+    return found
+
+
+def lower_bound(graph: IntegerGraph) -> int:
+    """Bytes that no plan can do without: at every op, what lives and may not overlap, and the least that its overlaps span.
+
+    The first `least` bytes of an output belong to no input that it overlaps, since all of those begin later.
     """
-    offsets: dict[int, int] = {}
-    for i in sorted(range(len(tenants)), key=lambda i: (-tenants[i].size, i)):
-        taken = sorted((offsets[j], offsets[j] + tenants[j].size) for j in offsets if tenants[j].meets(tenants[i]))
+    tenants = buffers(graph)
+    pairs = overlaps(graph, tenants)
+    needed = [aligned(graph.tensors[graph.input].size)]
+    for i in range(len(graph.ops)):
+        alive = {k: aligned(tenant.size) for k, tenant in enumerate(tenants) if tenant.first <= i <= tenant.last}
+        here = {x: (y, least) for (x, y), (least, _) in pairs.items() if tenants[y].first == i}
+        apart = sum(size for k, size in alive.items() if k not in here and k not in {y for y, _ in here.values()})
+        if here:
+            (y, least) = min(here.values(), key=lambda pair: pair[1])
+            apart += max(alive[y], sum(alive[x] for x in here) + min(least, alive[y]))
+        needed.append(apart)
+    return max(needed)
+
+
+# ---- places --------------------------------------------------------------------------------------------------------------------
+
+Near = list[list[tuple[int, float, int]]]
+"""For each tenant i: (j, above, below): it may not begin strictly between offset of j + above and offset of j + below."""
+
+
+def _near(tenants: list[Buffer], pairs: Overlaps) -> Near:
+    """What each tenant must keep away from."""
+    near: Near = [[] for _ in tenants]
+    sizes = [aligned(tenant.size) for tenant in tenants]
+    for i, a in enumerate(tenants):
+        for j, b in enumerate(tenants):
+            if i == j or not a.meets(b):
+                continue
+            if (j, i) in pairs:  # i is the output
+                least, most = pairs[j, i]
+                near[i] += [(j, -sizes[i], round(-most))] if most < sizes[i] else []
+                near[i] += [(j, -min(least, sizes[i]), sizes[j])]
+            elif (i, j) in pairs:
+                least, most = pairs[i, j]
+                near[i] += [(j, -sizes[i], min(least, sizes[j]))]
+                near[i] += [(j, most, sizes[j])] if most < sizes[j] else []
+            else:
+                near[i].append((j, -sizes[i], sizes[j]))
+    return near
+
+
+def _first_fit(order: list[int], near: Near) -> list[int]:
+    """An offset for each tenant: one after the other in `order`, each at the lowest place that it is allowed."""
+    offsets = [-1] * len(near)
+    for i in order:
         offset = 0
-        for start, end in taken:
-            if offset + tenants[i].size <= start:
+        for above, below in sorted((offsets[j] + above, offsets[j] + below) for j, above, below in near[i] if offsets[j] >= 0):
+            if above >= offset:
                 break
-            offset = max(offset, end)
+            offset = max(offset, below)
         offsets[i] = offset
-    return [offsets[i] for i in range(len(tenants))]
+    return offsets
 
 
-def lower_bound(tenants: list[Buffer]) -> int:
-    """The most bytes alive at one moment: no plan without overlaps can be smaller."""
-    moments = {buffer.first for buffer in tenants}
-    return max((sum(b.size for b in tenants if b.first <= moment <= b.last) for moment in moments), default=0)
+def place(tenants: list[Buffer], pairs: Overlaps, bound: int) -> list[int]:
+    """An offset for each buffer; stops as soon as the plan is no larger than `bound`. The same for the same arguments.
+
+    First fit, the largest first (as in Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference, 2020), by birth,
+    by death; then the best of these orders with some buffers at the top of the plan moved forward, kept if it is no worse.
+    """
+    near, sizes = _near(tenants, pairs), [aligned(tenant.size) for tenant in tenants]
+    numbers = range(len(tenants))
+
+    def size_of(offsets: list[int]) -> int:
+        return max(offset + size for offset, size in zip(offsets, sizes, strict=True))
+
+    orders = [
+        sorted(numbers, key=lambda i: -sizes[i]),
+        list(numbers),
+        list(reversed(numbers)),
+        sorted(numbers, key=lambda i: -tenants[i].last),
+    ]
+    found = [(_first_fit(order, near), order) for order in orders]
+    best, order = min(found, key=lambda entry: size_of(entry[0]))
+    dice = random.Random(0)
+    for _ in range(TRIES // len(tenants)):
+        size = size_of(best)
+        if size <= bound:
+            break
+        top = dice.choice([i for i in numbers if best[i] + sizes[i] == size])
+        trial = order[:]
+        for moved in {top, dice.choice([top, *(j for j, _, _ in near[top])])}:
+            trial.remove(moved)
+            trial.insert(dice.randrange(order.index(moved) + 1), moved)
+        offsets = _first_fit(trial, near)
+        if size_of(offsets) <= size:
+            best, order = offsets, trial
+    return best
 
 
 def plan(graph: IntegerGraph) -> Plan:
-    """The arena of a graph. The image is read in place and the logits are written in place, so neither costs arena."""
+    """The arena of a graph. The logits are written in place, so they cost no arena; the image's place is free for others later."""
     tenants = buffers(graph)
-    placed = tuple(zip(tenants, place(tenants), strict=True))
+    pairs = overlaps(graph, tenants)
+    placed = tuple(zip(tenants, place(tenants, pairs, lower_bound(graph)), strict=True))
     for i, (a, start) in enumerate(placed):
-        for b, other in placed[:i]:
-            assert not a.meets(b) or start + a.size <= other or other + b.size <= start, f"{a.tensors} and {b.tensors} overlap"
+        assert start >= 0 and start % ALIGNMENT == 0
+        for j, (b, other) in enumerate(placed):
+            least, most = pairs.get((i, j)) or pairs.get((j, i)) or (math.inf, 0)
+            before = start - other if (i, j) in pairs else other - start  # by how much the output begins before its input
+            apart = i == j or not a.meets(b) or start + a.size <= other or other + b.size <= start
+            assert apart or least <= before <= most, f"{a.tensors} and {b.tensors} overlap"
     root = roots(graph)
     where = {name: (ARENA, offset) for buffer, offset in placed for name in buffer.tensors}
-    where |= {name: (LOGITS, 0) for name in root if root[name] == root[graph.output]}
-    where |= {name: (IMAGE, 0) for name in root if root[name] == root[graph.input]}
+    where |= {name: (LOGITS, 0) for name in root if name not in where}
     where[graph.output] = (LOGITS, 0)  # even where it is the image under another shape: then the last reshape is a copy
-    return Plan(where, max((offset + b.size for b, offset in placed), default=0), placed)
+    scratch = {buffer.first: offset for buffer, offset in placed if buffer.kind == SCRATCH}
+    return Plan(where, max(offset + aligned(b.size) for b, offset in placed), placed, scratch, where[graph.input][1])

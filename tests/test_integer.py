@@ -12,7 +12,7 @@ from integer_graphs import Builder, images, random_graph
 from litert_graphs import compare, integer_graph, interpreter
 from PIL import Image
 
-from minitl import integer, kernels_int8, memory, reference_int8
+from minitl import integer, kernels_int8, reference_int8
 from minitl.errors import MinitlError
 from minitl.integer import IntegerGraph, Tensor, add_parameters, quantise_multiplier
 
@@ -225,46 +225,6 @@ def test_equal_networks_have_equal_digests_and_others_do_not():
     kernel = graph.ops[0].kernel.copy()
     kernel[0, 0, 0, 0] ^= 1
     assert one_conv(kernel=kernel).digest() != graph.digest() != one_conv(act_max=1).digest() != one_conv(kernel_zero=1).digest()
-
-
-# ---- memory ------------------------------------------------------------------------------------------------------------------
-
-
-def test_tensors_alive_together_never_overlap():
-    excess = []
-    for seed in range(200):
-        graph = random_graph(seed)
-        plan = memory.plan(graph)
-        owner = np.full(plan.size, -1)  # simulate: who wrote each byte last
-        names = list(graph.tensors)
-        for op in graph.ops:
-            for name in op.inputs:
-                place, offset = plan.where[name]
-                if place == memory.ARENA:
-                    root = memory.roots(graph)[name]
-                    assert (owner[offset : offset + graph.tensors[name].size] == names.index(root)).all(), (
-                        f"seed {seed}: {name} was overwritten"
-                    )
-            place, offset = plan.where[op.output]
-            if place == memory.ARENA:
-                owner[offset : offset + graph.tensors[op.output].size] = names.index(memory.roots(graph)[op.output])
-        bound = memory.lower_bound(memory.buffers(graph))
-        assert bound <= plan.size
-        excess.append(plan.size - bound)
-        assert plan.where[graph.input][0] == memory.IMAGE and plan.where[graph.output][0] == memory.LOGITS
-    print(f"above the lower bound: {sum(e > 0 for e in excess)} of {len(excess)} plans, at most {max(excess)} bytes")
-
-
-def test_a_residual_keeps_its_place_until_it_is_added():
-    build = Builder(np.random.default_rng(0), (4, 4, 2))
-    build.conv(2, (1, 1))
-    start = build.last
-    build.conv(8, (1, 1))
-    build.conv(2, (1, 1))
-    build.add(start, build.last)
-    build.dense(2)
-    plan = memory.plan(build.graph())
-    assert plan.size == 32 + 128 + 32  # the residual, the wide tensor, the narrow one
 
 
 # ---- LiteRT ------------------------------------------------------------------------------------------------------------------
