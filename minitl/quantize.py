@@ -147,7 +147,7 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
             sums = np.abs(kernel.astype(np.int64)).reshape(-1, len(bias)).sum(axis=0)
             largest = sums * (128 + abs(ins[0].zero_point)) + np.abs(bias.astype(np.int64))
             # the factor from accumulator to output may exceed 1, as long as the largest sum times it fits 32 bits
-            out = _tensor(value, shape, seen, float((scales * largest).max()) * ins[0].scale / 2**29)
+            out = _tensor(value, shape, seen, float((scales * largest).max()) * ins[0].scale / 2**28)
             multiplier, shift = quantise_multipliers(ins[0].scale * scales / out.scale)
             numbers = (node.name, read, value, kernel, bias, multiplier, shift)
             act_min, act_max = clamp(out, activation)
