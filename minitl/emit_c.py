@@ -4,7 +4,8 @@ In: an integer graph, a name, class names, the recipe for photos, where the weig
 for the same arguments. The kernels come from c/kernels.h, the memory from memory.plan.
 
 All constants are one object whose size the compiler must confirm, so the flash and RAM figures in the header's first comment are
-facts, not estimates. Left out: kernels for one processor, self-tests, weights outside the header; and no compiler is run here.
+facts, not estimates. The header can test itself: it carries a hash of every layer's output for images that both sides make from numbers.
+Left out: folders to flash from (projects.py); and no compiler is run here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from .integer import (
     IntegerGraph,
     MaxPool,
     Op,
+    Pad,
     Pool,
     Requantise,
     Reshape,
@@ -98,9 +100,9 @@ def comment_text(text: object) -> str:
     return line.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")
 
 
-def table(values: np.ndarray, indent: str) -> str:
-    """The numbers of an array in rows, separated by commas."""
-    texts = list(map(str, values.ravel().tolist()))
+def table(values: np.ndarray, indent: str, suffix: str = "") -> str:
+    """The numbers of an array in rows, separated by commas, each with a suffix of C's."""
+    texts = [f"{value}{suffix}" for value in values.ravel().tolist()]
     width = max(map(len, texts)) + 1
     each = max(1, (LINE - len(indent)) // width)
     return ",\n".join(indent + ",".join(texts[i : i + each]) for i in range(0, len(texts), each))
@@ -110,8 +112,8 @@ def table(values: np.ndarray, indent: str) -> str:
 
 WINDOW = "minitl_window"
 SUM = "minitl_sum"
-SIZES = {"int32_t": 4, SUM: 44, WINDOW: 32, "int8_t": 1}
-"""Types of constants with their bytes, in the order in which they follow each other: no gap can open between them."""
+SIZES = {"int32_t": 4, SUM: 44, WINDOW: 34, "int8_t": 1}
+"""Types of constants with their bytes."""
 
 
 @dataclass
@@ -135,24 +137,42 @@ class Constants:
             count["padding"] = gap
         return count
 
-    def text(self) -> str:
-        """The definition of the object."""
-        order = list(SIZES)
-        members = sorted(self.members, key=lambda member: order.index(member[0]))  # stable: layers stay in order
+    def ordered(self) -> list[tuple[str, str, np.ndarray]]:
+        """(type, name, values) in the order of the object: no gap can open, and kernels that are read as words lie at multiples of 4."""
+
+        def alignment(member: tuple[str, str, np.ndarray, str]) -> int:
+            type_name, _, values, _ = member
+            return {"int32_t": 0, SUM: 1, WINDOW: 3}.get(type_name, 4 if values.size % 4 else 2)
+
+        members = [(type_name, name, values) for type_name, name, values, _ in sorted(self.members, key=alignment)]  # stable
         if gap := self.bytes_by_purpose().get("padding"):
-            members.append(("int8_t", "padding", np.zeros(gap, np.int8), ""))
-        declarations, values = [], []
-        for type_name, name, array, _ in members:
-            if type_name in (SUM, WINDOW):
-                declarations.append(f"    {_prefixed(type_name, self.name)} {name};")
-                numbers = [str(v) for v in array.tolist()]
-                if type_name == SUM:  # three arrays of three, then the clamp
+            members.append(("int8_t", "padding", np.zeros(gap, np.int8)))
+        return members
+
+    def declarations(self) -> str:
+        """The members of the struct, a line each."""
+        return "".join(
+            f"    {_prefixed(kind, self.name)} {name};\n" if kind in (SUM, WINDOW) else f"    {kind} {name}[{values.size}];\n"
+            for kind, name, values in self.ordered()
+        )
+
+    def initialiser(self) -> str:
+        """The values of the members, as C."""
+        parts = []
+        for kind, name, values in self.ordered():
+            if kind in (SUM, WINDOW):
+                numbers = [str(v) for v in values.tolist()]
+                if kind == SUM:  # three arrays of three, then the clamp
                     numbers = [f"{{{', '.join(numbers[i : i + 3])}}}" for i in (0, 3, 6)] + numbers[9:]
-                values.append(f"    /* {name} */ {{{', '.join(numbers)}}}")
+                parts.append(f"    /* {name} */ {{{', '.join(numbers)}}}")
             else:
-                declarations.append(f"    {type_name} {name}[{array.size}];")
-                values.append(f"    /* {name} */ {{\n{table(array, '    ')}}}")
-        return "static const struct {\n" + "\n".join(declarations) + f"\n}} {self.name}_constants = {{\n" + ",\n".join(values) + "\n};\n"
+                parts.append(f"    /* {name} */ {{\n{table(values, '    ')}}}")
+        return ",\n".join(parts)
+
+    def to_bytes(self) -> bytes:
+        """The object as a little-endian processor has it in memory."""
+        layouts = {"int32_t": "<i4", SUM: "<i4", WINDOW: "<i2", "int8_t": "i1"}
+        return b"".join(values.astype(layouts[kind]).tobytes() for kind, _, values in self.ordered())
 
 
 # ---- one function per op: registers constants, returns the call ----------------------------------------------------------------
@@ -173,78 +193,98 @@ class Context:
         offset += extra
         return f"{place} + {offset}" if offset else place
 
+    def scratch(self, i: int) -> str:
+        """The C expression for the scratch memory of op number i."""
+        return f"arena + {self.plan.scratch[i]}"
+
     def call(self, kernel: str, *arguments: object) -> str:
         """A call of a kernel, which thereby becomes part of the header."""
         self.kernels.add(kernel)
         return f"{self.constants.name}_{kernel}({', '.join(map(str, arguments))});"
 
 
-def _window(context: Context, i: int, op: Conv2D | DepthwiseConv2D | Pool) -> str:
+def _window(context: Context, i: int, op: Conv2D | DepthwiseConv2D | Pool | Pad | Dense) -> str:
     """Registers the window of op number i and returns its address."""
     ins, out = context.graph.ends(op)
-    size = op.window if isinstance(op, Pool) else op.kernel.shape[:2]
-    numbers = [*ins[0].shape, *out.shape, *size, *op.strides, op.padding[0], op.padding[2]]
-    numbers += [ins[0].zero_point, out.zero_point, op.act_min, op.act_max]
+    shapes = [tensor.shape if len(tensor.shape) == 3 else (1, 1, *tensor.shape) for tensor in (ins[0], out)]
+    size = op.window if isinstance(op, Pool) else op.kernel.shape[:2] if isinstance(op, (Conv2D, DepthwiseConv2D)) else (1, 1)
+    strides = (1, 1) if isinstance(op, (Pad, Dense)) else op.strides
+    top, _, left, _ = (0, 0, 0, 0) if isinstance(op, Dense) else op.padding
+    low, high = (-128, 127) if isinstance(op, Pad) else (op.act_min, op.act_max)
+    if isinstance(op, Dense):  # its input may be longer than 16 bits can count; the kernel gets it as an argument
+        shapes[0] = (1, 1, 1)
+    numbers = [*shapes[0], *shapes[1], *size, *strides, top, left]
+    numbers += [ins[0].zero_point, op.kernel_zero if isinstance(op, Weighted) else 0, out.zero_point, low, high]
     if max(numbers) > 32767:
         raise op.fail(f"the C kernels count rows, columns and channels up to 32767, found {max(numbers)}: use a smaller network")
     return "&" + context.constants.add(WINDOW, f"window_{i}", numbers, "shapes")
 
 
-def _weights(context: Context, i: int, op: Weighted, kernel: np.ndarray, fold: bool) -> list[str]:
-    """Registers kernel (in the order in which C reads it), bias (with the input's zero point folded in if `fold`), multiplier, shift."""
+def _weights(context: Context, i: int, op: Weighted, kernel: np.ndarray) -> list[str]:
+    """Registers kernel (in the order in which C reads it), bias (with the input's zero point folded in), multiplier, shift to the right."""
     zero = context.graph.ends(op)[0][0].zero_point
-    folded = op.bias.astype(np.int64) - (zero * op.kernel.astype(np.int64).reshape(-1, len(op.bias)).sum(0) if fold else 0)
+    folded = op.bias.astype(np.int64) - zero * (op.kernel.astype(np.int64) - op.kernel_zero).reshape(-1, len(op.bias)).sum(0)
     assert np.abs(folded).max() < 2**31, "Weighted.check_parameters proves this"
     add = context.constants.add
     return [
         add("int8_t", f"kernel_{i}", kernel, "kernels"),
         add("int32_t", f"bias_{i}", folded, "biases"),
         add("int32_t", f"multiplier_{i}", op.multiplier, "multipliers"),
-        add("int8_t", f"shift_{i}", op.shift, "shifts"),
+        add("int8_t", f"right_{i}", -op.shift, "shifts"),
     ]
+
+
+def _rows(kernel: np.ndarray, outputs: int) -> np.ndarray:
+    """Kernels (outputs, ...) as rows, each filled up with zeros to a multiple of 8 bytes, so that no loop has a rest."""
+    flat = kernel.reshape(outputs, -1)
+    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
 
 
 def _conv2d(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, Conv2D)
+    kernel = "pointwise" if memory.is_pointwise(op) else "conv2d"
+    weights = _weights(context, i, op, _rows(op.kernel.transpose(3, 0, 1, 2), op.kernel.shape[3]))
     window = _window(context, i, op)
-    pointwise = op.kernel.shape[:2] == tuple(op.strides) == (1, 1) and not any(op.padding)
-    weights = _weights(context, i, op, op.kernel.transpose(3, 0, 1, 2), fold=pointwise)
-    return [context.call("pointwise" if pointwise else "conv2d", context.at(op.inputs[0]), context.at(op.output), window, *weights)]
+    return [context.call(kernel, context.at(op.inputs[0]), context.at(op.output), window, *weights, context.scratch(i))]
 
 
 def _depthwise_conv2d(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, DepthwiseConv2D)
+    kernel = "depthwise_3x3" if op.kernel.shape[:2] == (3, 3) and op.strides[1] <= 2 else "depthwise_conv2d"
+    weights = _weights(context, i, op, op.kernel.transpose(2, 0, 1))
     window = _window(context, i, op)
-    weights = _weights(context, i, op, op.kernel, fold=False)
-    return [context.call("depthwise_conv2d", context.at(op.inputs[0]), context.at(op.output), window, *weights)]
+    return [context.call(kernel, context.at(op.inputs[0]), context.at(op.output), window, *weights, context.scratch(i))]
 
 
 def _dense(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, Dense)
-    weights = _weights(context, i, op, op.kernel.T, fold=True)
-    zero = context.graph.tensors[op.output].zero_point
+    weights = _weights(context, i, op, _rows(op.kernel.T, op.kernel.shape[1]))
     ends = context.at(op.inputs[0]), context.at(op.output)
-    return [context.call("dense", *ends, *op.kernel.shape, *weights, zero, op.act_min, op.act_max)]
+    return [context.call("dense", *ends, op.kernel.shape[0], _window(context, i, op), *weights)]
 
 
 def _pool(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, Pool)
-    window = _window(context, i, op)
-    return [context.call(op.kind, context.at(op.inputs[0]), context.at(op.output), window)]
+    return [context.call(op.kind, context.at(op.inputs[0]), context.at(op.output), _window(context, i, op))]
+
+
+def _pad(context: Context, i: int, op: Op) -> list[str]:
+    assert isinstance(op, Pad)
+    return [context.call("pad", context.at(op.inputs[0]), context.at(op.output), _window(context, i, op))]
 
 
 def _global_mean(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, GlobalMean)
     (source,), out = context.graph.ends(op)
     h, w, c = source.shape
-    numbers = (h * w, c, op.multiplier, op.shift, source.zero_point, out.zero_point)
+    numbers = (h * w, c, op.multiplier, -op.shift, source.zero_point, out.zero_point)
     return [context.call("global_mean", context.at(source.name), context.at(out.name), *numbers)]
 
 
 def _add(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, Add)
     (a, b), out = context.graph.ends(op)
-    numbers = [a.zero_point, b.zero_point, out.zero_point, *op.multipliers, *op.shifts, op.act_min, op.act_max]
+    numbers = [a.zero_point, b.zero_point, out.zero_point, *op.multipliers, *(-shift for shift in op.shifts), op.act_min, op.act_max]
     constants = context.constants.add(SUM, f"sum_{i}", numbers, "shapes")
     return [context.call("add", context.at(a.name), context.at(b.name), context.at(out.name), out.size, f"&{constants}")]
 
@@ -261,14 +301,14 @@ def _concat(context: Context, i: int, op: Op) -> list[str]:
 
 def _reshape(context: Context, i: int, op: Op) -> list[str]:
     """Nothing to do, but where the image itself is to become the logits."""
-    source, target = context.plan.where[op.inputs[0]], context.plan.where[op.output]
-    return [] if source == target else [context.call("copy_rows", source[0], target[0], 1, context.graph.tensors[op.output].size, 0)]
+    source, target = (context.at(name) for name in (op.inputs[0], op.output))
+    return [] if source == target else [context.call("copy_rows", source, target, 1, context.graph.tensors[op.output].size, 0)]
 
 
 def _requantise(context: Context, i: int, op: Op) -> list[str]:
     assert isinstance(op, Requantise)
     (source,), out = context.graph.ends(op)
-    numbers = (out.size, op.multiplier, op.shift, source.zero_point, out.zero_point)
+    numbers = (out.size, op.multiplier, -op.shift, source.zero_point, out.zero_point, op.act_min, op.act_max)
     return [context.call("rescale", context.at(source.name), context.at(out.name), *numbers)]
 
 
@@ -282,6 +322,7 @@ EMITTERS: dict[type[Op], Callable[[Context, int, Op], list[str]]] = {
     Add: _add,
     Concat: _concat,
     Reshape: _reshape,
+    Pad: _pad,
     Requantise: _requantise,
 }
 
@@ -404,21 +445,78 @@ def _check(graph: IntegerGraph, name: str, classes: list[str], recipe: Recipe | 
             )
 
 
+# ---- the test that the header carries ----------------------------------------------------------------------------------------
+
+VECTORS = 3
+
+
+def test_images(size: int) -> np.ndarray:
+    """The images of the self-test, int8 (VECTORS, size): noise, a slow ramp with a little noise, black and white noise."""
+    i = np.arange(size, dtype=np.uint32)
+    rows = []
+    for vector in range(VECTORS):
+        u = (i + np.uint32(1)) * np.uint32(0x9E3779B1) + np.uint32(vector)
+        u = (u ^ (u >> np.uint32(15))) * np.uint32(0x85EBCA6B)
+        u ^= u >> np.uint32(13)
+        ramp = (i >> np.uint32(6)) + (u >> np.uint32(29))
+        rows.append((u >> np.uint32(24), ramp, np.where(u >> np.uint32(31), 127, 128))[vector].astype(np.uint8).view(np.int8))
+    return np.stack(rows)
+
+
+def layer_hash(values: np.ndarray) -> int:
+    """32 bits of any int8 array: its bytes times different odd numbers, added up modulo 2**32; one changed byte always shows."""
+    places = np.arange(values.size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return int((values.ravel().view(np.uint8) * (places * np.uint32(0x9E3779B1))).sum(dtype=np.uint32))
+
+
+def layer_hashes(graph: IntegerGraph) -> list[list[int]]:
+    """For every vector, the hash of every op's output."""
+    image = graph.tensors[graph.input]
+    table_of: list[list[int]] = []
+    for vector in test_images(image.size):
+        values = graph.run_all(vector.reshape(1, *image.shape))
+        table_of.append([layer_hash(values[op.output]) for op in graph.ops])
+    return table_of
+
+
 # ---- the header --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a header costs, in bytes, exactly: its arena (RAM), and its constants (flash) by purpose. Code is not in it."""
+    """What a header costs, in bytes, exactly: its arena (RAM), and its constants (flash) by purpose. Stack and code are not in it."""
 
     arena: int
     constants: dict[str, int]
 
+    @property
+    def flash(self) -> int:
+        """All constants."""
+        return sum(self.constants.values())
+
+
+@dataclass(frozen=True)
+class Header:
+    """text: of NAME.h. blob: bytes of NAME_weights.bin. stub: text of NAME_weights.S, which includes it."""
+
+    text: str
+    blob: bytes
+    stub: str
+
 
 def figures(graph: IntegerGraph, classes: list[str]) -> Figures:
     """The figures that emit() states for this graph and these class names."""
-    context, _ = _compile(graph, "figures")
-    return Figures(max(context.plan.size, 1), context.constants.bytes_by_purpose() | {"class names": len(classes) * _longest(classes)})
+    return _figures(_compile(graph, "figures")[0], classes)
+
+
+def _figures(context: Context, classes: list[str]) -> Figures:
+    names = {"class names": len(classes) * _longest(classes)}
+    return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names)
+
+
+def _arena(plan: memory.Plan) -> int:
+    """Bytes of the arena, a multiple of 4 and never 0."""
+    return max(-(-plan.size // 4) * 4, 4)
 
 
 def _longest(classes: list[str]) -> int:
@@ -431,8 +529,22 @@ def _compile(graph: IntegerGraph, name: str) -> tuple[Context, list[str]]:
     context = Context(graph, memory.plan(graph), Constants(name))
     calls = []
     for i, op in enumerate(graph.ops):
-        calls.append(f"    /* {_describe(graph, i, op)} */\n" + "".join(f"    {call}\n" for call in EMITTERS[type(op)](context, i, op)))
+        lines = EMITTERS[type(op)](context, i, op)
+        lines.append(f"{name.upper()}_AFTER({i}, {context.at(op.output)}, {graph.tensors[op.output].size})")
+        calls.append(f"    /* {_describe(graph, i, op)} */\n" + "".join(f"    {line}\n" for line in lines))
     return context, calls
+
+
+def _needs(graph: IntegerGraph) -> dict[str, int]:
+    """The macros that leave out of the kernels what this network does not need."""
+    weighted = [op for op in graph.ops if isinstance(op, Weighted)]
+    others = [shift for op in graph.ops for shift in (op.shifts if isinstance(op, Add) else [getattr(op, "shift", 0)]) if np.isscalar(shift)]
+    ends = [(getattr(op, "act_min", -128), getattr(op, "act_max", 127)) for op in graph.ops]
+    return {
+        "LEFT_SHIFTS": int(any((op.shift > 0).any() for op in weighted) or any(shift > 0 for shift in others)),
+        "CLAMPS": int(any(end != (-128, 127) for end in ends)),
+        "KERNEL_ZEROS": int(any(op.kernel_zero for op in weighted)),
+    }
 
 
 def emit(
@@ -443,20 +555,52 @@ def emit(
     provenance: Mapping[str, object],
     version: str,
     file: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """The text of NAME.h; write it as ASCII or UTF-8.
 
     name: prefix of everything in the header, a C identifier (identifier_from() makes one of a file's name).
     classes: one name per output. recipe: how a photo becomes the input; None leaves the words and the pixel macro out.
     provenance: printed as it is, one line per key; 'source' and 'licence' matter most. version: minitl's.
-    file: what the header will be called, for its manual (default NAME.h).
+    file: what the header will be called, for its manual (default NAME.h). notes: sentences for it, such as the proof of what was left out.
     Raises MinitlError for names that C forbids and arguments that disagree.
     """
+    return _emit(graph, name, classes, recipe, provenance, version, file, notes, False)[0]
+
+
+def emit_blob(
+    graph: IntegerGraph,
+    name: str,
+    classes: list[str],
+    recipe: Recipe | None,
+    provenance: Mapping[str, object],
+    version: str,
+    file: str | None = None,
+    notes: Sequence[str] = (),
+) -> Header:
+    """Like emit(), for large networks: the weights as bytes beside the header instead of inside it."""
+    text, context = _emit(graph, name, classes, recipe, provenance, version, file, notes, True)
+    return Header(text, context.constants.to_bytes(), _prefixed(STUB, name))
+
+
+def _emit(
+    graph: IntegerGraph,
+    name: str,
+    classes: list[str],
+    recipe: Recipe | None,
+    provenance: Mapping[str, object],
+    version: str,
+    file: str | None,
+    notes: Sequence[str],
+    blob: bool,
+) -> tuple[str, Context]:
     _check(graph, name, classes, recipe)
     context, calls = _compile(graph, name)
-    size = figures(graph, classes)
+    identity = int(graph.digest()[:8], 16)
+    if blob:
+        context.constants.members.insert(0, ("int32_t", "identity", np.array([identity - 2**31]), "identity"))
+    size = _figures(context, classes)
     upper = name.upper()
-    names = [c_string(c) for c in classes]
     image, logits = graph.tensors[graph.input], graph.tensors[graph.output]
     macros: dict[str, int] = {}
     if len(image.shape) == 3:
@@ -467,18 +611,51 @@ def emit(
     if recipe is not None:
         macros |= {"INPUT_CROP_PER_MILLE": round(1000 * recipe.crop_fraction) if recipe.resize == "crop" else 0}
     macros |= {"INPUT_BYTES": image.size, "CLASSES": len(classes), "CLASS_NAME_BYTES": _longest(classes)}
-    macros |= {"ARENA_BYTES": size.arena, "CONSTANT_BYTES": sum(size.constants.values())}
+    macros |= {"ARENA_BYTES": size.arena, "IMAGE_OFFSET": context.plan.image, "STACK_BYTES": STACK, "CODE_BYTES": CODE}
+    macros |= {"CONSTANT_BYTES": size.flash}
 
-    words = _manual(graph, name, recipe, provenance, version, size, comment_text(file or f"{name}.h"))
-    return _prefixed(TEMPLATE, name).format(
+    words = _manual(graph, name, recipe, provenance, version, size, comment_text(file or f"{name}.h"), notes, blob)
+    hashes = layer_hashes(graph)
+    text = _prefixed(TEMPLATE, name).format(
         words="\n".join(words),
-        macros="\n".join(f"#define {upper}_{key} {value}" for key, value in macros.items()),
+        macros=_defines(upper, macros),
         pixel=_pixel_macro(recipe, upper) if recipe is not None else "",
+        needs=_defines(upper, _needs(graph)),
         kernels=_prefixed(_kernel_text(context.kernels), name),
-        constants=context.constants.text() if context.constants.members else "",
+        constants=_object(context.constants, blob),
         size=f"sizeof({name}_constants) + " if context.constants.members else "",
-        names=",\n".join(f"    {literal} /* {i} */" for i, literal in enumerate(names)),
+        names=",\n".join(f"    {c_string(c)} /* {i} */" for i, c in enumerate(classes)),
+        identity=f"    if ({name}_constants.identity[0] != {identity - 2**31}) {{\n        return 2;\n    }}\n" if blob else "",
         calls="".join(calls).rstrip("\n"),
+        vectors=VECTORS,
+        layers=len(graph.ops),
+        layer_names=",\n".join(f"    {c_string(f'{i} {op.name}')}" for i, op in enumerate(graph.ops)),
+        hashes=",\n".join("    {\n" + table(np.array(row, dtype=object), "    ", "u") + "}" for row in hashes),
+    )
+    return text, context
+
+
+STACK = 1024
+"""Bytes of stack that a run takes at most, with gcc on Cortex-M at every level of optimisation (tests/test_qemu.py measures it)."""
+CODE = 8192
+"""Bytes of code that a header takes at most there (the same test)."""
+
+
+def _defines(upper: str, macros: Mapping[str, int]) -> str:
+    return "\n".join(f"#define {upper}_{key} {value}" for key, value in macros.items())
+
+
+def _object(constants: Constants, blob: bool) -> str:
+    """The definition of the constants, or the declaration of those in a blob."""
+    name = constants.name
+    if not constants.members:
+        return ""
+    struct = f"struct {name}_weights {{\n{constants.declarations()}}}"
+    if not blob:
+        return f"static const {struct} {name}_constants = {{\n{constants.initialiser()}\n}};\n"
+    return (
+        f"{struct};\n#ifdef __cplusplus\nextern \"C\"\n#else\nextern\n#endif\n"
+        f"const struct {name}_weights {name}_constants; /* {name}_weights.S */\n"
     )
 
 
@@ -490,6 +667,8 @@ def _manual(
     version: str,
     size: Figures,
     file: str,
+    notes: Sequence[str],
+    blob: bool,
 ) -> list[str]:
     """The header's first comment, line by line."""
     upper = name.upper()
@@ -509,12 +688,19 @@ def _manual(
         "Everywhere else include it without the #define. Then:",
         f"    int8_t logits[{upper}_CLASSES];",
         "    int i, best = 0;",
+        f"    int8_t *image = {name}_image();    (fill it before every run, which uses it up)",
         f"    if ({name}_run(image, logits) != 0) {{ return 1; }}",
         f"    for (i = 1; i < {upper}_CLASSES; i++) {{ if (logits[i] > logits[best]) {{ best = i; }} }}",
         f"    puts({name}_class_names[best]);",
     ]
+    if blob:
+        lines.append(
+            f"The weights are in {name}_weights.bin; compile {name}_weights.S with the rest. A run returns 2 if they belong to another header."
+        )
     lines += _paragraph(
-        f"THE IMAGE. const int8_t image[{upper}_INPUT_BYTES], {_shape(image.shape)}; it is only read.",
+        f"THE IMAGE. int8_t image[{upper}_INPUT_BYTES], {_shape(image.shape)}.",
+        f"{name}_image() is its place inside the arena, where it costs nothing and is overwritten by the run. An image anywhere else is only "
+        "read, and copied there first.",
         *(_recipe_words(recipe, upper) if recipe is not None else ["Order: rows, columns, channels."]),
         scale("INPUT", image),
     )
@@ -523,18 +709,50 @@ def _manual(
         scale("OUTPUT", logits),
     )
     lines += _paragraph(
-        "MEMORY, exact.",
-        f"RAM: {size.arena:,} bytes, the arena. {name}_run has a static one, so that two calls must not run at the same time. "
-        f"If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, logits) with {upper}_ARENA_BYTES bytes of "
-        "yours, at any address, free for other use between calls. Image and logits are yours in either case; the image may be const.",
-        "Stack: no recursion, no arrays, calls at most four deep; with gcc (-fstack-usage, x86-64 and Cortex-M4) below 512 bytes at -Os "
-        "and -O2, below 1,024 at -O3. No heap.",
-        f"Flash: {sum(size.constants.values()):,} bytes of constants ({parts}), held by a compile-time check. Code comes on top: a few "
-        "kilobytes, depending on the compiler.",
+        "MEMORY, known before compiling.",
+        f"RAM: {size.arena:,} bytes, the arena, in which the image and all scratch memory lie. {name}_run has a static one, so that two calls "
+        f"must not run at the same time. If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, logits) with "
+        f"{upper}_ARENA_BYTES bytes of yours, aligned to 4, free for other use between calls; the image may lie in it at {upper}_IMAGE_OFFSET.",
+        f"Stack: below {STACK:,} bytes ({upper}_STACK_BYTES; gcc on Cortex-M, every level). No recursion, no heap.",
+        f"Flash: {size.flash:,} bytes of constants ({parts}), and below {CODE:,} bytes of code ({upper}_CODE_BYTES; gcc on Cortex-M, every level).",
+        f"Arena and constants are held by compile-time checks; define {upper}_RAM_LIMIT (arena and stack) or {upper}_FLASH_LIMIT (constants "
+        "and code) and the compiler holds yours, too.",
     )
-    lines += _paragraph("WORK.", f"{graph.macs():,} multiplications with a weight (MACs) per image in {len(graph.ops)} operations.")
+    lines += _paragraph(
+        "WORK.", f"{graph.macs():,} multiplications with a weight (MACs) per image in {len(graph.ops)} operations.", *map(comment_text, notes)
+    )
+    lines += _paragraph(
+        "MACROS to define before the implementation.",
+        f"{upper}_PORTABLE: plain C also where the processor has DSP or vector instructions (same bits). {upper}_SELFTEST: adds "
+        f"{name}_selftest(), which returns 0, or the name of the first layer that computes something else than Python did. "
+        f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling.",
+    )
     return lines + _paragraph("ORIGIN.", *_provenance(provenance, graph.digest()))
 
+
+STUB = """\
+/* The weights of minitl.h, taken in from minitl_weights.bin: assemble this file with the C compiler, the .bin beside it. */
+#if defined(__APPLE__)
+    .section __TEXT,__const
+#elif defined(_WIN32)
+    .section .rdata, "dr"
+#else
+    .section .rodata.minitl_constants, "a"
+#endif
+#if defined(__APPLE__) || (defined(_WIN32) && !defined(_WIN64))
+    .globl _minitl_constants
+    .balign 4
+_minitl_constants:
+#else
+    .globl minitl_constants
+    .balign 4
+minitl_constants:
+#endif
+    .incbin "minitl_weights.bin"
+#if defined(__linux__) && defined(__ELF__)
+    .section .note.GNU-stack, "", %progbits
+#endif
+"""
 
 TEMPLATE = """\
 /* {words}
@@ -554,13 +772,22 @@ extern "C" {{
 /* UTF-8, in the order of the logits. */
 extern const char minitl_class_names[MINITL_CLASSES][MINITL_CLASS_NAME_BYTES];
 
-/* One image to logits: 0, or 1 if a pointer is NULL (then nothing is written). */
+/* One image to logits: 0, or 1 if a pointer is NULL or the arena does not lie at a multiple of 4 (then nothing is written). */
 #ifndef MINITL_CALLER_ARENA
+int8_t *minitl_image(void);
 int minitl_run(const int8_t *image, int8_t *logits);
 #endif
 
 /* The same in MINITL_ARENA_BYTES bytes of the caller's. */
 int minitl_run_in(void *arena, const int8_t *image, int8_t *logits);
+
+/* 0 if every layer computes what it should, else the name of the first one that does not. */
+#ifdef MINITL_SELFTEST
+#ifndef MINITL_CALLER_ARENA
+const char *minitl_selftest(void);
+#endif
+const char *minitl_selftest_in(void *arena);
+#endif
 
 #ifdef __cplusplus
 }}
@@ -572,30 +799,118 @@ int minitl_run_in(void *arena, const int8_t *image, int8_t *logits);
 #ifndef MINITL_IMPLEMENTED
 #define MINITL_IMPLEMENTED
 
+#if defined(__cplusplus) && __cplusplus >= 201103L
+#define MINITL_ASSERT(fact, word) static_assert(fact, #word);
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define MINITL_ASSERT(fact, word) _Static_assert(fact, #word);
+#else
+#define MINITL_ASSERT(fact, word) typedef char minitl_##word[(fact) ? 1 : -1];
+#endif
+
+/* What the kernels need for this network. */
+{needs}
+
 {kernels}
 {constants}
 const char minitl_class_names[MINITL_CLASSES][MINITL_CLASS_NAME_BYTES] = {{
 {names}
 }};
 
-typedef char minitl_constants_have_the_stated_size[{size}sizeof(minitl_class_names) == MINITL_CONSTANT_BYTES ? 1 : -1];
+MINITL_ASSERT({size}sizeof(minitl_class_names) == MINITL_CONSTANT_BYTES, constants_have_the_stated_size)
+#ifdef MINITL_RAM_LIMIT
+MINITL_ASSERT(MINITL_ARENA_BYTES + MINITL_STACK_BYTES <= MINITL_RAM_LIMIT, arena_and_stack_fit_the_limit)
+#endif
+#ifdef MINITL_FLASH_LIMIT
+MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES <= MINITL_FLASH_LIMIT, constants_and_code_fit_the_limit)
+#endif
+
+#ifndef MINITL_LAYER
+#define MINITL_LAYER(i, values, bytes)
+#endif
+#ifndef MINITL_SELFTEST
+#define MINITL_AFTER(i, values, bytes) MINITL_LAYER(i, values, bytes)
+#else
+#define MINITL_AFTER(i, values, bytes) minitl_check(i, values, bytes); MINITL_LAYER(i, values, bytes)
+
+static const char *const minitl_layer_names[{layers}] = {{
+{layer_names}
+}};
+static const uint32_t minitl_hashes[{vectors}][{layers}] = {{
+{hashes}
+}};
+static int32_t minitl_vector = -1, minitl_wrong = -1; /* the vector that runs in a self-test, the first wrong layer */
+
+static void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
+{{
+    uint32_t hash = 0, i;
+    if (minitl_vector < 0 || minitl_wrong >= 0) {{
+        return;
+    }}
+    for (i = 0; i < (uint32_t)bytes; i++) {{
+        hash += (uint32_t)(uint8_t)values[i] * ((2u * i + 1u) * (uint32_t)0x9E3779B1);
+    }}
+    if (hash != minitl_hashes[minitl_vector][layer]) {{
+        minitl_wrong = layer;
+    }}
+}}
+#endif
 
 int minitl_run_in(void *memory, const int8_t *image, int8_t *logits)
 {{
     int8_t *const arena = (int8_t *)memory;
-    if (arena == 0 || image == 0 || logits == 0) {{
+    int32_t i;
+    if (arena == 0 || image == 0 || logits == 0 || ((uintptr_t)memory & 3u) != 0) {{
         return 1;
+    }}
+{identity}    for (i = 0; image != arena + MINITL_IMAGE_OFFSET && i < MINITL_INPUT_BYTES; i++) {{
+        arena[MINITL_IMAGE_OFFSET + i] = image[i];
     }}
 {calls}
     return 0;
 }}
 
+#ifdef MINITL_SELFTEST
+const char *minitl_selftest_in(void *arena)
+{{
+    int8_t *const image = (int8_t *)arena + MINITL_IMAGE_OFFSET;
+    static int8_t logits[MINITL_CLASSES];
+    int failed = 0;
+    minitl_wrong = -1;
+    for (minitl_vector = 0; minitl_vector < {vectors} && failed == 0; minitl_vector++) {{
+        uint32_t i;
+        for (i = 0; i < MINITL_INPUT_BYTES; i++) {{
+            uint32_t u = (i + 1u) * (uint32_t)0x9E3779B1 + (uint32_t)minitl_vector;
+            u = (u ^ (u >> 15)) * (uint32_t)0x85EBCA6B;
+            u ^= u >> 13;
+            u = minitl_vector == 0 ? u >> 24 : minitl_vector == 1 ? (i >> 6) + (u >> 29) : u >> 31 ? 127 : 128;
+            image[i] = (int8_t)((int32_t)((u & 255u) ^ 128u) - 128);
+        }}
+        failed = minitl_run_in(arena, image, logits);
+    }}
+    minitl_vector = -1;
+    return failed ? "the call itself" : minitl_wrong < 0 ? 0 : minitl_layer_names[minitl_wrong];
+}}
+#endif
+
 #ifndef MINITL_CALLER_ARENA
+static int32_t minitl_arena[MINITL_ARENA_BYTES / 4];
+
+int8_t *minitl_image(void)
+{{
+    return (int8_t *)minitl_arena + MINITL_IMAGE_OFFSET;
+}}
+
 int minitl_run(const int8_t *image, int8_t *logits)
 {{
-    static int8_t arena[MINITL_ARENA_BYTES];
-    return minitl_run_in(arena, image, logits);
+    return minitl_run_in(minitl_arena, image, logits);
 }}
+
+#ifdef MINITL_SELFTEST
+const char *minitl_selftest(void)
+{{
+    return minitl_selftest_in(minitl_arena);
+}}
+#endif
 #endif
 
 #endif /* MINITL_IMPLEMENTED */
