@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Sequence
 
 from . import qemu
-from .emit_c import check_name, comment_text
+from .emit_c import Header, check_name, comment_text
 from .errors import MinitlError
 from .images import Recipe
 from .version import __version__
@@ -35,10 +35,16 @@ def _words(classes: Sequence[str], recipe: Recipe | None) -> str:
     return f"{size} to {len(classes)} classes: {names}"
 
 
-def _check(header: str, name: str) -> None:
+def _model(header: str | Header, name: str, folder: str) -> dict[str, bytes]:
+    """The network's own files under `folder`; MinitlError where the header was made under another name."""
     check_name(name)
-    if f"int {name}_run(const int8_t *image, int8_t *logits)" not in header:
+    text = header if isinstance(header, str) else header.text
+    if f"int {name}_run(const int8_t *image, int8_t *logits)" not in text:
         raise MinitlError(f"project {name!r}: expected a header with {name}_run, found none; give the header and the name it was made with")
+    files = {f"{folder}/{name}.h": text.encode(), f"{folder}/{name}.c": _fill(NETWORK_C, name)}
+    if isinstance(header, Header):
+        files |= {f"{folder}/{name}_weights.bin": header.blob, f"{folder}/{name}_weights.S": header.stub.encode()}
+    return files
 
 
 # ---- Arduino -------------------------------------------------------------------------------------------------------------------
@@ -58,7 +64,7 @@ includes=@name@.h
 
 NETWORK_C = """\
 /* The network itself: the one file that compiles it. */
-#define @NAME@_SELFTEST /* where nobody calls it the linker leaves it out */
+#define @NAME@_SELFTEST /* without it, a few hundred bytes less; then nothing may call @name@_selftest */
 #define @NAME@_IMPLEMENTATION
 #include "@name@.h"
 """
@@ -111,24 +117,19 @@ void loop()
 """
 
 
-def arduino(
-    header: str, name: str, classes: Sequence[str], recipe: Recipe | None, blob: bytes | None = None, url: str = ""
-) -> dict[str, bytes]:
+def arduino(header: str | Header, name: str, classes: Sequence[str], recipe: Recipe | None, url: str = "") -> dict[str, bytes]:
     """An Arduino library (specification 1.5): put the folder into `libraries` and open the example.
 
-    name: the header's prefix, also the library's name. blob: weights that are not in the header, written as NAME.bin beside it.
+    header: of emit_c.emit, or of emit_blob. name: its prefix, also the library's name. recipe: None where the input is no photo.
     url: of the library, for those who publish it. Raises MinitlError where the header was made under another name.
     """
-    _check(header, name)
+    files = _model(header, name, "src")
     assert len(name) <= LONGEST_LIBRARY_NAME
     pixel, order = (f"{name.upper()}_QUANTIZE_PIXEL(128, i % 3)", ", red, green, blue") if recipe else ("0", "")
-    files = {
+    return files | {
         "library.properties": _fill(LIBRARY, name, words=_words(classes, recipe), url=url),
-        f"src/{name}.h": header.encode(),
-        f"src/{name}.c": _fill(NETWORK_C, name),
         f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order),
     }
-    return files | ({} if blob is None else {f"src/{name}.bin": blob})
 
 
 # ---- plain C -------------------------------------------------------------------------------------------------------------------
@@ -289,8 +290,8 @@ endif
 
 HOST_PROGRAM = build/@name@
 ARM_PROGRAM = build/@name@-$(CORE).elf
-SOURCES = main.c model/@name@.c
-HEADERS = model/@name@.h board/board.h
+SOURCES = main.c @sources@
+HEADERS = @others@ board/board.h
 
 .PHONY: host run arm run-arm size clean
 
@@ -303,12 +304,12 @@ arm: $(ARM_PROGRAM)
 
 $(HOST_PROGRAM): $(SOURCES) board/host.c $(HEADERS)
 	@mkdir -p build
-	$(CC) -std=c99 $(CFLAGS) $(SOURCES) board/host.c -o $@
+	$(CC) -std=c99 $(CFLAGS) -Imodel $(SOURCES) board/host.c -o $@
 
 $(ARM_PROGRAM): $(SOURCES) board/board.c board/$(CORE).ld $(HEADERS)
 	@mkdir -p build
 	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ @board_flags@ $(BOARD_$(CORE)) -c board/board.c -o build/board-$(CORE).o
-	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ $(CFLAGS) @link@ -T board/$(CORE).ld $(SOURCES) build/board-$(CORE).o -lgcc -o $@
+	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ $(CFLAGS) -Imodel @link@ -T board/$(CORE).ld $(SOURCES) build/board-$(CORE).o -lgcc -o $@
 
 run-arm: arm
 	@rm -f build/input
@@ -347,12 +348,12 @@ def _make_cores() -> str:
     return "\n".join(lines)
 
 
-def plain(header: str, name: str, classes: Sequence[str], recipe: Recipe | None, blob: bytes | None = None) -> dict[str, bytes]:
+def plain(header: str | Header, name: str, classes: Sequence[str], recipe: Recipe | None) -> dict[str, bytes]:
     """A C project: Makefile, main.c, the model, and start-up code and linker scripts for the cores of qemu.py.
 
     main reads images, raw int8 or (with a recipe) PPM of the right size, from stdin, under qemu from a file. Arguments as in arduino().
     """
-    _check(header, name)
+    model = _model(header, name, "model")
     upper = name.upper()
     formats = f"raw int8 ({upper}_INPUT_BYTES each)" + (f" or PPM (P6, {recipe.width}x{recipe.height})" if recipe else "")
     sizes = {"width": recipe.width, "height": recipe.height} if recipe else {}
@@ -362,6 +363,8 @@ def plain(header: str, name: str, classes: Sequence[str], recipe: Recipe | None,
     makefile = _fill(
         MAKEFILE,
         name,
+        sources=" ".join(path for path in model if path.endswith((".c", ".S"))),
+        others=" ".join(path for path in model if path.endswith((".h", ".bin"))),
         gcc=qemu.GCC,
         size=qemu.SIZE,
         cores=_make_cores(),
@@ -372,17 +375,15 @@ def plain(header: str, name: str, classes: Sequence[str], recipe: Recipe | None,
         qemu=line.replace(qemu.CORES[core].machine, "$(MACHINE_$(CORE))"),
     )
     stack = qemu.CORES["cortex-m4"].stack
-    files = {
+    return {
         "README.txt": _fill(
             README, name, words=_words(classes, recipe), formats=formats, gcc=qemu.GCC, names=", ".join(qemu.CORES), stack=stack
         ),
         "Makefile": makefile,
         "main.c": _fill(MAIN_C, name, formats=formats, read_image=read_image),
-        f"model/{name}.h": header.encode(),
-        f"model/{name}.c": _fill(NETWORK_C, name),
+        **model,
         "board/board.h": qemu.BOARD_H.encode(),
         "board/board.c": qemu.BOARD_C.encode(),
         "board/host.c": HOST_C.encode(),
         **{f"board/{core}.ld": qemu.linker_script(core).encode() for core in qemu.CORES},
     }
-    return files | ({} if blob is None else {f"model/{name}.bin": blob})

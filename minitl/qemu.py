@@ -425,17 +425,11 @@ ANSWERS = """\
 #define NAME_IMPLEMENTATION
 #include "HEADER"
 static int8_t logits[NAME_CLASSES];
-#ifdef NAME_IMAGE_OFFSET /* the image may be written where the network wants it */
-#define IMAGE MODEL_image()
-#else
-static int8_t image[NAME_INPUT_BYTES];
-#define IMAGE image
-#endif
 
 int main(void)
 {
-    while (board_read(IMAGE, NAME_INPUT_BYTES) == NAME_INPUT_BYTES) {
-        if (MODEL_run(IMAGE, logits) != 0) {
+    while (board_read(MODEL_image(), NAME_INPUT_BYTES) == NAME_INPUT_BYTES) {
+        if (MODEL_run(MODEL_image(), logits) != 0) {
             return 1;
         }
         board_write(logits, NAME_CLASSES);
@@ -447,7 +441,6 @@ int main(void)
 MEASURE = """\
 #include "board.h"
 #include "HEADER"
-int8_t *image(void); /* where the image goes */
 static int8_t logits[NAME_CLASSES];
 static int status;
 uint32_t marks[2 * LAYERS + 2];
@@ -455,7 +448,7 @@ int marked;
 
 static void work(void)
 {
-    status |= MODEL_run(image(), logits);
+    status |= MODEL_run(MODEL_image(), logits);
 }
 
 static uint32_t loop(uint32_t turns) /* 2 instructions a turn */
@@ -468,7 +461,7 @@ static uint32_t loop(uint32_t turns) /* 2 instructions a turn */
 int main(void)
 {
     uint32_t figures[4];
-    if (board_read(image(), NAME_INPUT_BYTES) != NAME_INPUT_BYTES) {
+    if (board_read(MODEL_image(), NAME_INPUT_BYTES) != NAME_INPUT_BYTES) {
         return 1;
     }
     figures[0] = loop(TURNS);
@@ -493,19 +486,6 @@ extern int marked;
 #endif
 #define NAME_IMPLEMENTATION
 #include "HEADER"
-"""
-
-PLACE = """\
-#include "HEADER"
-int8_t *image(void)
-{
-#ifdef NAME_IMAGE_OFFSET
-    return MODEL_image();
-#else
-    static int8_t bytes[NAME_INPUT_BYTES];
-    return bytes;
-#endif
-}
 """
 
 NOTHING = """\
@@ -590,26 +570,23 @@ def _sections(folder: Path, elf: Path) -> tuple[int, int]:
 def profile(header: str, name: str, core: str, image: np.ndarray, flags: Sequence[str] = ("-O3",)) -> Profile:
     """Counts one run of the header's network on `image` (int8, INPUT_BYTES values); see Profile. MinitlError: see build and run."""
     _needs(core)
-    layers = header.count(f"{name.upper()}_LAYER(") + 1
+    layers = header.count(f"{name.upper()}_AFTER(") + 1  # one hook after every operation
     with tempfile.TemporaryDirectory(prefix="minitl-") as place:
         folder = Path(place)
         (folder / HEADER).write_text(header)
-        shared = [_support(folder, core)]
-        for source, text in (("place.c", PLACE), ("nothing.c", NOTHING)):
-            (folder / source).write_text(_for(text, name))
-            shared.append(_compile(folder, source, core, ("-Os",)))
-        nothing = shared.pop()
+        (folder / "nothing.c").write_text(_for(NOTHING, name))
+        support, nothing = _support(folder, core), _compile(folder, "nothing.c", core, ("-Os",))
         ticks: dict[int, np.ndarray] = {}
         for hooked in (0, 1):
             (folder / f"main{hooked}.c").write_text(_for(MEASURE, name, LAYERS=layers, HOOKED=hooked))
             (folder / f"network{hooked}.c").write_text(_for(NETWORK, name, HOOKED=hooked))
             main = _compile(folder, f"main{hooked}.c", core, ("-Os",))
             network = _compile(folder, f"network{hooked}.c", core, flags)
-            elf = _link(folder, [*shared, main, network], core)
+            elf = _link(folder, [support, main, network], core)
             ticks[hooked] = np.frombuffer(run(elf, core, np.ascontiguousarray(image, np.int8).tobytes(), count=True), "<u4")
             if not hooked:
                 full = _sections(folder, elf)
-                empty = _sections(folder, _link(folder, [*shared, main, nothing], core, "empty.elf"))
+                empty = _sections(folder, _link(folder, [support, main, nothing], core, "empty.elf"))
     loop, arena, work, stack, *_ = map(int, ticks[0])
     ratio = 2 * TURNS / loop
     marks = ticks[1][4:].astype(np.int64)  # the start, then (time, op) after every op

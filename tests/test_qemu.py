@@ -1,0 +1,299 @@
+"""Emitted headers on simulated Cortex-M boards, and on a big-endian computer: the same bits as Python; and what is counted there."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+import pytest
+from conftest import WEIGHTS, needs_shared
+from integer_graphs import Builder, images, random_graph
+from litert_graphs import integer_graph, interpreter
+from test_header import STRICT, all_sizes, compile_c, compiler, driver, emit
+
+from minitl import integer, qemu
+from minitl.errors import MinitlError
+
+COUNT = 20  # images per network
+BIG = [core for core in qemu.CORES if qemu.CORES[core].ram[1] > 65536]
+
+
+def needs(core):
+    if why := qemu.unavailable(core):
+        pytest.skip(why)
+
+
+# ---- many networks in one program --------------------------------------------------------------------------------------------
+
+DRIVE = """
+static int drive_NAME(void)
+{
+    int8_t one[UPPER_CLASSES], two[UPPER_CLASSES];
+    const char *wrong;
+    int k, i, bad = 0;
+    memset(arena + UPPER_ARENA_BYTES, 0x5A, 16);
+    if ((wrong = NAME_selftest_in(arena)) != 0) {
+        board_say(wrong);
+        return 1;
+    }
+    for (k = 0; k < COUNT; k++) {
+        if (board_read(image, UPPER_INPUT_BYTES) != UPPER_INPUT_BYTES || NAME_run_in(arena, image, one) != 0) {
+            return 2;
+        }
+        memcpy(arena + UPPER_IMAGE_OFFSET, image, UPPER_INPUT_BYTES);
+        if (NAME_run_in(arena, (int8_t *)arena + UPPER_IMAGE_OFFSET, two) != 0) {
+            return 3;
+        }
+        board_write(one, UPPER_CLASSES);
+        bad |= memcmp(one, two, UPPER_CLASSES) != 0;
+    }
+    for (i = 0; i < 16; i++) {
+        bad |= arena[UPPER_ARENA_BYTES + i] != 0x5A;
+    }
+    return bad ? 4 : 0;
+}
+"""
+
+
+def board_driver(names):
+    """A program that runs COUNT images of each network, from outside the arena and inside it, in an arena with a fence behind it."""
+    head = '#include "board.h"\nvoid *memcpy(void *, const void *, unsigned);\nvoid *memset(void *, int, unsigned);\n'
+    head += "int memcmp(const void *, const void *, unsigned);\nint main(void);\n"
+    parts = [f'#define {name.upper()}_SELFTEST\n#define {name.upper()}_IMPLEMENTATION\n#include "{name}.h"\n' for name in names]
+    unions = "".join(f"    int8_t {name}[{name.upper()}_{{}}];\n" for name in names)
+    parts += [f"static union {{\n{unions.format(*['ARENA_BYTES + 16'] * len(names))}    uint32_t words;\n}} memory;\n"]
+    parts += [f"static union {{\n{unions.format(*['INPUT_BYTES'] * len(names))}}} picture;\n"]
+    parts += ["static int8_t *const arena = (int8_t *)&memory, *const image = (int8_t *)&picture;\n"]
+    parts += [DRIVE.replace("NAME", name).replace("UPPER", name.upper()).replace("COUNT", str(COUNT)) for name in names]
+    calls = "".join(f"    if ((status = drive_{name}()) != 0) {{ return {10 * i} + status; }}\n" for i, name in enumerate(names, 1))
+    return head + "\n".join(parts) + f"\nint main(void)\n{{\n    int status;\n{calls}    return 0;\n}}\n"
+
+
+def check_on(core, graphs, folder, flags=("-O3",)):
+    """Runs all graphs in one program on a core and compares every logit with Python's; how many were compared."""
+    names = [f"n{i}" for i in range(len(graphs))]
+    headers = {f"{name}.h": emit(graph, name) for name, graph in zip(names, graphs, strict=True)}
+    elf = qemu.build(folder, headers | {"main.c": board_driver(names)}, core, flags)
+    inputs = [images(graph, COUNT, seed) for seed, graph in enumerate(graphs)]
+    expected = np.concatenate([graph.run(x).ravel() for graph, x in zip(graphs, inputs, strict=True)])
+    found = np.frombuffer(qemu.run(elf, core, b"".join(x.tobytes() for x in inputs)), np.int8)
+    np.testing.assert_array_equal(found, expected)
+    return found.size
+
+
+@pytest.mark.parametrize("core", qemu.CORES)
+def test_many_networks_on_a_core_equal_python(core, tmp_path):
+    needs(core)
+    graphs = [*all_sizes(), *(random_graph(1000 + seed) for seed in range(14))]
+    step = {"cortex-m0plus": 1, "cortex-m4": 1, "cortex-m55": 1}.get(core, 3)  # the others run the same code, and a micro:bit is small
+    graphs, flags = graphs[::step], ("-O3",) if core in BIG else ("-Os",)
+    print(f"{core}: {check_on(core, graphs, tmp_path, flags)} logits of {len(graphs)} networks equal")
+
+
+def check_random(seeds, folder):
+    """Random networks: Python, the host's gcc and a Cortex-M4 agree."""
+    needs("cortex-m4")
+    graphs = [random_graph(seed) for seed in seeds]
+    compared = check_on("cortex-m4", graphs, folder, ("-O2",))
+    names = [f"n{i}" for i in range(len(graphs))]
+    (folder / "host.c").write_text(driver(names))
+    compile_c(compiler("gcc"), "-O1", *STRICT, "host.c", "-o", "host", cwd=folder)
+    inputs = [images(graph, 12, seed) for seed, graph in enumerate(graphs)]
+    done = subprocess.run([folder / "host"], input=b"".join(x.tobytes() for x in inputs), capture_output=True)
+    assert done.returncode == 0
+    expected = np.concatenate([graph.run(x).ravel() for graph, x in zip(graphs, inputs, strict=True)])
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8), expected)
+    print(f"{len(graphs)} networks: {compared} logits on the core and {expected.size} on the host equal")
+
+
+def test_random_networks_agree_in_python_on_the_host_and_on_a_core(tmp_path):
+    check_random(range(2000, 2012), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(20))
+def test_many_more_random_networks_agree(tmp_path, batch):
+    check_random(range(3000 + 15 * batch, 3015 + 15 * batch), tmp_path)
+
+
+BIG_ENDIAN = {"mips": ("mips-linux-gnu-gcc", "qemu-mips"), "powerpc": ("powerpc-linux-gnu-gcc", "qemu-ppc")}
+
+
+def test_a_big_endian_processor_computes_the_same(tmp_path):
+    here = [tools for tools in BIG_ENDIAN.values() if all(map(shutil.which, tools))]
+    if not here:
+        pytest.skip("no big-endian compiler and simulator here (Debian and Ubuntu: apt install gcc-mips-linux-gnu qemu-user)")
+    graphs = [*all_sizes(), *(random_graph(1000 + seed) for seed in range(14))]
+    names = [f"n{i}" for i in range(len(graphs))]
+    for name, graph in zip(names, graphs, strict=True):
+        (tmp_path / f"{name}.h").write_text(emit(graph, name))
+    (tmp_path / "main.c").write_text(driver(names))
+    compile_c([here[0][0], "-std=c99"], "-static", "-O2", *STRICT, "main.c", "-o", "program", cwd=tmp_path)
+    inputs = [images(graph, 12, seed) for seed, graph in enumerate(graphs)]
+    data = b"".join(x.tobytes() for x in inputs)
+    done = subprocess.run([here[0][1], tmp_path / "program"], input=data, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    expected = np.concatenate([graph.run(x).ravel() for graph, x in zip(graphs, inputs, strict=True)])
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8), expected)
+    print(f"{here[0][1]}: {expected.size} logits equal")
+
+
+# ---- a real network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vww():
+    """(graph, header, images, Python's logits) of the person detector."""
+    graph = integer_graph(interpreter(WEIGHTS / "vww_96_int8.tflite"))[0]
+    x = images(graph, COUNT, 0)
+    return graph, emit(graph, "vww", classes=["non_person", "person"]), x, graph.run(x)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("core", "flags"),
+    [("cortex-m4", "-O3"), ("cortex-m4", "-Os"), ("cortex-m55", "-O3"), ("cortex-m3", "-O2"), ("cortex-m7", "-O3"), ("cortex-m33", "-O3")],
+)
+def test_the_visual_wake_words_network_on_a_core_equals_python(vww, core, flags):
+    needs(core)
+    _, header, x, expected = vww
+    found = qemu.logits(header, "vww", core, x, (flags,))
+    np.testing.assert_array_equal(found, expected)
+    print(f"{core} {flags}: {found.size} logits equal")
+
+
+@needs_shared
+def test_a_profile_adds_up_and_repeats(vww):
+    needs("cortex-m4")
+    graph, header, x, _ = vww
+    one = qemu.profile(header, "vww", "cortex-m4", x[-1])
+    assert qemu.profile(header, "vww", "cortex-m4", x[-1]) == one
+    assert [i for i, _ in one.by_op] == sorted({i for i, _ in one.by_op}) and max(i for i, _ in one.by_op) < len(graph.ops)
+    assert sum(count for _, count in one.by_op) == pytest.approx(one.instructions, rel=0.02)
+    stated = {what: int(re.search(rf"#define VWW_{what} (\d+)", header)[1]) for what in ("ARENA_BYTES", "CONSTANT_BYTES")}
+    assert one.arena == stated["ARENA_BYTES"]
+    assert stated["CONSTANT_BYTES"] - 64 < one.constants < stated["CONSTANT_BYTES"] + 256  # class names are not linked here
+    assert 500 < one.code < 16384 and 50 < one.stack < 1024
+    assert one.resolution == pytest.approx(40, rel=1e-4)
+    print(one)
+
+
+def every_kind():
+    """A small network that needs every kernel."""
+    build = Builder(np.random.default_rng(9), (9, 7, 3))
+    build.conv(5, (3, 3), (2, 1), (1, 1, 1, 1))
+    build.depthwise((3, 3), (1, 1), (1, 1, 1, 1))
+    build.depthwise((2, 3), (1, 1), (1, 0, 1, 1))
+    start = build.conv(6, (1, 1))
+    build.conv(6, (3, 3), (1, 1), (1, 1, 1, 1))
+    start = build.add(start, build.last)
+    build.conv(3, (1, 1))
+    build.requantise(build.tensors[start])
+    build.concat((start, build.last))
+    build.pad((1, 0, 0, 1))
+    build.pool(integer.MaxPool, (2, 2), (1, 1))
+    build.pool(integer.AveragePool, (2, 2), (1, 1))
+    build.mean()
+    build.dense(7)
+    build.reshape((7,))
+    build.dense(3)
+    return build.graph()
+
+
+@pytest.mark.parametrize(
+    ("core", "flags"),
+    [("cortex-m0", "-O3"), ("cortex-m4", "-Os"), ("cortex-m4", "-O2"), ("cortex-m4", "-O3"), ("cortex-m55", "-Os"), ("cortex-m55", "-O3")],
+)
+def test_stack_and_code_stay_below_what_the_header_promises(core, flags):
+    needs(core)
+    graph = every_kind()
+    assert {type(op) for op in graph.ops} == set(integer.OPS)
+    header = emit(graph, "net")
+    found = qemu.profile(header, "net", core, images(graph, 1, 0)[0], (flags,))
+    stated = {what: int(re.search(rf"#define NET_{what} (\d+)", header)[1]) for what in ("STACK_BYTES", "CODE_BYTES")}
+    print(f"{core} {flags}: stack {found.stack}, code {found.code}; stated {stated}")
+    assert found.stack < stated["STACK_BYTES"] and found.code < stated["CODE_BYTES"]
+
+
+# ---- the tool itself ---------------------------------------------------------------------------------------------------------
+
+NOPS = """
+#include "board.h"
+int main(void);
+int main(void)
+{
+    uint32_t times[3];
+    times[0] = board_ticks();
+    __asm__ volatile(".rept 50000\\n\\tnop\\n\\t.endr");
+    times[1] = board_ticks();
+    __asm__ volatile(".rept 10000\\n\\tnop\\n\\t.endr");
+    times[2] = board_ticks();
+    board_write(times, sizeof times);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("core", BIG)
+def test_ticks_count_instructions(core, tmp_path):
+    needs(core)
+    times = np.frombuffer(qemu.run(qemu.build(tmp_path, {"main.c": NOPS}, core), core, count=True), "<u4").astype(int)
+    ratio = 40000 / (np.diff(times)[0] - np.diff(times)[1])  # what a tick costs, free of what reading it costs
+    print(f"{core}: {ratio:.2f} instructions a tick")
+    assert ratio == pytest.approx(qemu_ratio(core), rel=0.01)
+
+
+def qemu_ratio(core):
+    """Nanoseconds per period of the board's processor clock, as its manual states the clock."""
+    return {"mps2-an505": 50, "mps3-an547": 31.25}.get(qemu.CORES[core].machine, 40)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("int main(void) { return 7; }", "status 7"),
+        ("int main(void) { return *(volatile int *)0xE0000000u; }\n", None),
+        ('int main(void) { __asm__ volatile("udf #0"); return 0; }', "a fault"),
+        ("int main(void) { for (;;) { } }", "not done after 1 seconds"),
+        ("int main(void) { return nothing; }", r"(?s)main\.c failed.*nothing"),
+        ("int main(void) { extern int nothing; return nothing; }", "nothing"),
+        ("volatile char much[1 << 26]; int main(void) { return much[5]; }", "RAM"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, source, message):
+    needs("cortex-m4")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def attempt():
+        with tempfile.TemporaryDirectory() as folder:
+            folder = type(tmp_path)(folder)
+            qemu.run(qemu.build(folder, {"main.c": source}, "cortex-m4"), "cortex-m4", timeout=1)
+
+    if message is None:
+        attempt()
+    else:
+        with pytest.raises(MinitlError, match=message):
+            attempt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_leave_no_file_and_refuse_images_of_another_size(tmp_path, monkeypatch):
+    needs("cortex-m4")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    graph = random_graph(7)
+    header = emit(graph, "board")
+    x = images(graph, COUNT, 3)
+    np.testing.assert_array_equal(qemu.logits(header, "board", "cortex-m4", x), graph.run(x))
+    with pytest.raises(MinitlError, match="BOARD_INPUT_BYTES"):
+        qemu.logits(header, "board", "cortex-m4", x[:2, ..., :0])
+    with pytest.raises(MinitlError, match="cortex-m4"):
+        qemu.logits(header, "board", "cortex-m5", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "arm-none-eabi-gcc is not on the PATH" in qemu.unavailable("cortex-m4")
+    with pytest.raises(MinitlError, match="apt install"):
+        qemu.logits("", "net", "cortex-m4", np.zeros((1, 1), np.int8))
