@@ -26,8 +26,9 @@ IMAGE, TENSOR, SCRATCH = "image", "tensor", "scratch"
 ALIGNMENT = 4
 """Every buffer begins at a multiple of so many bytes."""
 
-TRIES = 60_000
-"""Buffers placed while searching for a better plan: half a second."""
+TRIES = 20_000
+"""Buffers placed while searching for a better plan, a tenth of a second. Of 60 networks of 25 random layers 34 are above the lower
+bound (3.7 % more memory in all) after the simple orders, 15 (0.8 %) after so many, 14 (0.7 %) after ten times as many."""
 
 
 def aligned(size: int) -> int:
