@@ -327,11 +327,16 @@ README = """\
 @name@: @words@.
 Written by minitl @version@.
 
-make                                   builds build/@name@ for this computer
-build/@name@ < IMAGES                  self-test, then the class of each image: @formats@
-make arm CORE=cortex-m4                builds for a microcontroller with @gcc@ (@names@)
-make run-arm CORE=cortex-m4 IMAGES=F   runs that under qemu-system-arm; the answers are the same
-make size                              flash (text + data) and RAM (data + bss, the stack of @stack@ bytes in it)
+make
+    builds build/@name@ for this computer
+build/@name@ < IMAGES
+    self-test, then a line for each image, @formats@: its class and the logits
+make arm CORE=cortex-m4
+    builds for a microcontroller with @gcc@: @names@
+make run-arm CORE=cortex-m4 IMAGES=FILE
+    runs that under qemu-system-arm; the answers are the same
+make size CORE=cortex-m4
+    flash (text + data) and RAM (data + bss, which includes @stack@ bytes for the stack)
 
 model/ is all that firmware needs: one file defines @NAME@_IMPLEMENTATION and includes model/@name@.h, whose first comment is the manual.
 board/ is for qemu's boards and speaks to the host through semihosting. On a board of your own, replace board.c and the .ld file by your

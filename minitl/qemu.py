@@ -284,7 +284,7 @@ def board_defines(core: str) -> tuple[str, ...]:
 
 
 FREESTANDING = ("-std=c99", "-ffreestanding", "-ffunction-sections", "-fdata-sections")
-LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments")
+LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none")
 
 
 def linker_script(core: str) -> str:

@@ -91,6 +91,37 @@ def test_many_networks_on_a_core_equal_python(core, tmp_path):
     print(f"{core}: {check_on(core, graphs, tmp_path, flags)} logits of {len(graphs)} networks equal")
 
 
+SELFTEST = """
+#define NET_SELFTEST
+#define NET_IMPLEMENTATION
+#include "net.h"
+#include "board.h"
+int main(void);
+int main(void)
+{
+    const char *wrong = net_selftest();
+    uint32_t bytes = 0;
+    while (wrong != 0 && wrong[bytes] != 0) {
+        bytes++;
+    }
+    board_write(wrong, bytes);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3, 13])
+def test_the_self_test_on_a_core_names_the_layer_that_differs(tmp_path, layer):
+    needs("cortex-m4")
+    graph = every_kind()
+    header = emit(graph, "net")
+    broken = re.sub(rf"(/\* bias_{layer} \*/ {{\n *)(-?\d+)", lambda found: f"{found[1]}{int(found[2]) ^ 0x10000}", header)
+    assert broken != header
+    for text, expected in ((header, ""), (broken, f"{layer} {graph.ops[layer].name}")):
+        elf = qemu.build(tmp_path, {"net.h": text, "main.c": SELFTEST}, "cortex-m4", ("-Os",))
+        assert qemu.run(elf, "cortex-m4").decode() == expected
+
+
 def check_random(seeds, folder):
     """Random networks: Python, the host's gcc and a Cortex-M4 agree."""
     needs("cortex-m4")
