@@ -221,23 +221,30 @@ def _window(context: Context, i: int, op: Conv2D | DepthwiseConv2D | Pool | Pad 
 
 
 def _weights(context: Context, i: int, op: Weighted, kernel: np.ndarray) -> list[str]:
-    """Registers kernel (in the order in which C reads it), bias (with the input's zero point folded in), multiplier, shift to the right."""
+    """Registers kernel (in the order in which C reads it), bias (with the input's zero point folded in), doubled multiplier, shift to the right."""
     zero = context.graph.ends(op)[0][0].zero_point
     folded = op.bias.astype(np.int64) - zero * (op.kernel.astype(np.int64) - op.kernel_zero).reshape(-1, len(op.bias)).sum(0)
     assert np.abs(folded).max() < 2**31, "Weighted.check_parameters proves this"
+    # A factor of 0 becomes 2**-32, which is 0 after rounding, too: C counts on multipliers from 2**30.
+    twice = 2 * np.where(op.multiplier == 0, 2**30, op.multiplier).astype(np.int64) - 2**32
+    assert twice.min() >= -(2**31), "quantise_multiplier() makes no other"
     add = context.constants.add
     return [
         add("int8_t", f"kernel_{i}", kernel, "kernels"),
         add("int32_t", f"bias_{i}", folded, "biases"),
-        add("int32_t", f"multiplier_{i}", op.multiplier, "multipliers"),
-        add("int8_t", f"right_{i}", -op.shift, "shifts"),
+        add("int32_t", f"twice_{i}", twice, "multipliers"),
+        add("int8_t", f"right_{i}", np.where(op.multiplier == 0, 31, -op.shift), "shifts"),
     ]
 
 
 def _rows(kernel: np.ndarray, outputs: int) -> np.ndarray:
-    """Kernels (outputs, ...) as rows, each filled up with zeros to a multiple of 8 bytes, so that no loop has a rest."""
+    """Kernels (outputs, ...) as rows, each filled up with zeros to a multiple of 8 bytes, the last one to a multiple of 16.
+
+    So no loop has a rest, and vectors of 16 bytes may read a little too far.
+    """
     flat = kernel.reshape(outputs, -1)
-    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))
+    return np.pad(flat.ravel(), (0, flat.shape[1] % 16))
 
 
 def _conv2d(context: Context, i: int, op: Op) -> list[str]:

@@ -53,37 +53,20 @@ typedef char minitl_needs_arithmetic_shifts[((int32_t)-5 >> 1) == -3 && ((int64_
 
 /* == round (needs processor) == */
 
-/* a * multiplier / 2^31, rounded, halves up. -2^30 < a < 2^30, 0 <= multiplier < 2^31. */
-static inline int32_t minitl_high(int32_t a, int32_t multiplier)
+/* a * multiplier * 2^-(31 + right) in integers, with TFLite's two roundings: in the high half of the product (halves up), then in
+   the shift to the right (halves away from zero). A negative `right` is a shift to the left, before the product.
+   -2^30 < a * 2^left < 2^30, 0 <= multiplier < 2^31, -30 <= right <= 31. */
+static inline int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t right)
 {
-#ifdef MINITL_DSP
-    int32_t high;
-    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(a * 2), "r"(multiplier));
-    return high;
-#else
-    return (int32_t)(((int64_t)a * multiplier + ((int64_t)1 << 30)) >> 31);
-#endif
-}
-
-/* 2 * a * multiplier * 2^-(31 + right) but for the last rounding: add 1 and shift by 1 to have TFLite's requantisation, which rounds
-   twice: here in the high half of the product (halves up), then in the shift to the right (halves away from zero). A negative
-   `right` is a shift to the left, before the product: -30 <= right <= 31. */
-static inline int32_t minitl_twice(int32_t a, int32_t multiplier, int32_t right)
-{
-    int32_t high;
+    int32_t product;
 #if MINITL_LEFT_SHIFTS
     if (right < 0) {
         a *= (int32_t)1 << -right;
         right = 0;
     }
 #endif
-    high = minitl_high(a, multiplier);
-    return (high * 2 + (high >> 31)) >> right;
-}
-
-static inline int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t right)
-{
-    return (minitl_twice(a, multiplier, right) + 1) >> 1;
+    product = (int32_t)(((int64_t)a * multiplier + ((int64_t)1 << 30)) >> 31);
+    return (((product * 2 + (product >> 31)) >> right) + 1) >> 1;
 }
 
 /* == clamp (needs processor) == */
@@ -106,22 +89,35 @@ static inline int8_t minitl_clamp(int32_t a, int32_t low, int32_t high)
 
 /* == narrow (needs round, clamp) == */
 
-/* A sum becomes an output: requantised, moved by the zero point (odd = 2 * zero point + 1, which rounds as well), clamped. */
-static inline int8_t minitl_narrow(int32_t a, int32_t multiplier, int32_t right, int32_t odd, int32_t low, int32_t high)
+/* A sum becomes an output: requantised, moved by the zero point (odd = 2 * zero point + 1, which rounds as well), clamped.
+   twice: the multiplier doubled, minus 2^32; so that the high half of one product, plus a, is minitl_high. */
+static inline int8_t minitl_narrow(int32_t a, int32_t twice, int32_t right, int32_t odd, int32_t low, int32_t high)
 {
-    return minitl_clamp((minitl_twice(a, multiplier, right) + odd) >> 1, low, high);
+    int32_t product;
+#if MINITL_LEFT_SHIFTS
+    if (right < 0) {
+        a *= (int32_t)1 << -right;
+        right = 0;
+    }
+#endif
+#ifdef MINITL_DSP
+    __asm__("smmlar %0, %1, %2, %1" : "=r"(product) : "r"(a), "r"(twice));
+#else
+    product = (int32_t)(((int64_t)a * twice + ((int64_t)1 << 31)) >> 32) + a;
+#endif
+    return minitl_clamp((((product * 2 + (product >> 31)) >> right) + odd) >> 1, low, high);
 }
 
 #ifdef MINITL_HELIUM
 /* Four at once; minus_right is -right. */
-static inline int32x4_t minitl_narrow4(int32x4_t a, int32x4_t multiplier, int32x4_t minus_right, int32_t zero, int32_t low, int32_t high)
+static inline int32x4_t minitl_narrow4(int32x4_t a, int32x4_t twice, int32x4_t minus_right, int32_t zero, int32_t low, int32_t high)
 {
     int32x4_t product, away;
 #if MINITL_LEFT_SHIFTS
     a = vshlq_s32(a, vmaxq_s32(minus_right, vdupq_n_s32(0)));
     minus_right = vminq_s32(minus_right, vdupq_n_s32(0));
 #endif
-    product = vqrdmulhq_s32(a, multiplier);
+    product = vaddq_s32(vrmulhq_s32(a, twice), a);
     away = vshrq_n_s32(vandq_s32(product, minus_right), 31); /* -1 where both are negative: halves go away from zero */
     a = vaddq_n_s32(vrshlq_s32(vaddq_s32(product, away), minus_right), zero);
     return vminq_s32(vmaxq_s32(a, vdupq_n_s32(low)), vdupq_n_s32(high));
@@ -152,6 +148,10 @@ static inline int32_t minitl_last(int32_t start, int32_t size, int32_t limit)
 /* == words (needs processor) == */
 
 #ifdef MINITL_DSP
+/* Two words at `from`, which then moves on by `step` bytes. Volatile keeps the order of the loads: with all of them first, as compilers
+   like it, there are too few registers. */
+#define MINITL_LOAD(a, b, from, step) __asm__ volatile("ldrd %0, %1, [%2], #" #step : "=&r"(a), "=&r"(b), "+r"(from)::"memory")
+
 /* Four bytes, or two halves, at any address. */
 static inline uint32_t minitl_word(const void *at)
 {
@@ -237,16 +237,46 @@ static inline int32_t minitl_dot(const int8_t *x, const int8_t *w, int32_t count
     return sum;
 }
 
-/* == pairs (needs narrow, words) == */
+/* == outputs (needs narrow, words) == */
 
-#ifndef MINITL_HELIUM
-/* A kernel's numbers, from some output on: weights, bias, multiplier, shift to the right. */
+/* A kernel's numbers, from some output on: weights, bias, doubled multiplier, shift to the right. */
 typedef struct {
     const int8_t *kernel;
-    const int32_t *bias, *multiplier;
+    const int32_t *bias, *twice;
     const int8_t *right;
 } minitl_kernel;
 
+#ifdef MINITL_HELIUM
+/* A pixel, filled up with zeros to a multiple of 16 values, times `quads` times four outputs. The loads of weights may reach 8 bytes
+   into the next row, whose products with the zeros vanish; the last row has 8 bytes more behind it. start: added to every sum. */
+static void minitl_quads(const int8_t *x, int32_t inputs, int32_t quads, minitl_kernel k, int8_t *to, int32_t start, int32_t zero,
+                         int32_t low, int32_t high)
+{
+    const int32_t row = (inputs + 7) & ~(int32_t)7;
+    for (; quads > 0; quads--) {
+        const int8_t *w = k.kernel;
+        int32_t a = start, b = start, c = start, d = start, n;
+        int32x4_t sums = vldrwq_s32(k.bias);
+        for (n = 0; n < inputs; n += 16, w += 16) {
+            const int8x16_t values = vldrbq_s8(x + n);
+            a = vmladavaq_s8(a, values, vldrbq_s8(w));
+            b = vmladavaq_s8(b, values, vldrbq_s8(w + row));
+            c = vmladavaq_s8(c, values, vldrbq_s8(w + 2 * row));
+            d = vmladavaq_s8(d, values, vldrbq_s8(w + 3 * row));
+        }
+        {
+            const int32x4_t products = {a, b, c, d};
+            sums = minitl_narrow4(vaddq_s32(sums, products), vldrwq_s32(k.twice), vnegq_s32(vldrbq_s32(k.right)), zero, low, high);
+        }
+        vstrbq_s32(to, sums);
+        k.kernel += 4 * row;
+        k.bias += 4;
+        k.twice += 4;
+        k.right += 4;
+        to += 4;
+    }
+}
+#else
 /* Two pixels times `pairs` pairs of outputs, so that each load serves two products. x: minitl_widen's values of both pixels, or with
    plain C the pixels p and q themselves. start_p, start_q: added to every sum. */
 static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_t inputs, int32_t pairs, minitl_kernel k, int8_t *to,
@@ -264,8 +294,11 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
         (void)q;
 #define MINITL_STEP(i) \
     { \
-        const uint32_t a = e[i], b = e[i + 1], c = e[i + 2], d = e[i + 3]; \
-        uint32_t s = minitl_word(v + i), u = minitl_even(s); \
+        uint32_t a, b, c, d, s, u; \
+        MINITL_LOAD(a, b, e, 8); \
+        MINITL_LOAD(c, d, e, 8); \
+        s = minitl_word(v + i); \
+        u = minitl_even(s); \
         pv = minitl_both(a, u, pv); \
         qv = minitl_both(c, u, qv); \
         u = minitl_odd(s); \
@@ -282,7 +315,7 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
         do {
             MINITL_STEP(0)
             MINITL_STEP(4)
-            v += 8, w += 8, e += 8;
+            v += 8, w += 8;
         } while (e != end);
 #else
         const int8_t *y = p, *z = q;
@@ -311,14 +344,14 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
 #endif
 #undef MINITL_STEP
         v = w;
-        factor = k.multiplier[0], right = k.right[0];
+        factor = k.twice[0], right = k.right[0];
         pv = minitl_narrow(pv, factor, right, odd, low, high);
         qv = minitl_narrow(qv, factor, right, odd, low, high);
-        factor = k.multiplier[1], right = k.right[1];
+        factor = k.twice[1], right = k.right[1];
         pw = minitl_narrow(pw, factor, right, odd, low, high);
         qw = minitl_narrow(qw, factor, right, odd, low, high);
         k.bias += 2;
-        k.multiplier += 2;
+        k.twice += 2;
         k.right += 2;
         to[0] = (int8_t)pv;
         to[1] = (int8_t)pw;
@@ -330,95 +363,81 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
 }
 #endif
 
-/* == matrix (needs narrow, window, widen, pairs, dot) == */
+/* == matrix (needs outputs, window, widen, dot) == */
+
+#ifdef MINITL_HELIUM
+/* All outputs of one pixel; see minitl_matrix. */
+static void minitl_pixel(const int8_t *p, int8_t *to, int32_t inputs, const minitl_window *g, minitl_kernel k, int8_t *scratch)
+{
+    const int32_t outputs = g->out_channels, row = (inputs + 7) & ~(int32_t)7;
+    int32_t start = 0, n;
+#if MINITL_KERNEL_ZEROS
+    for (n = 0; n < inputs; n++) {
+        start -= (int32_t)p[n] * g->kernel_zero;
+    }
+#endif
+    if (outputs < 4) {
+        for (n = 0; n < outputs; n++) {
+            const int32_t sum = minitl_dot(p, k.kernel + n * row, inputs, k.bias[n] + start);
+            to[n] = minitl_narrow(sum, k.twice[n], k.right[n], 2 * g->out_zero + 1, g->low, g->high);
+        }
+        return;
+    }
+    if (inputs & 15) {
+        for (n = 0; n < inputs; n += 16) {
+            vstrbq_s8(scratch + n, vldrbq_z_s8(p + n, vctp8q((uint32_t)(inputs - n))));
+        }
+        p = scratch;
+    }
+    minitl_quads(p, inputs, outputs / 4, k, to, start, g->out_zero, g->low, g->high);
+    if (outputs & 3) { /* the last one to three with those before them, once more */
+        n = outputs - 4;
+        k.kernel += n * row;
+        k.bias += n;
+        k.twice += n;
+        k.right += n;
+        minitl_quads(p, inputs, 1, k, to + n, start, g->out_zero, g->low, g->high);
+    }
+}
+#endif
 
 /* Two pixels p and q of `inputs` values, times the kernels of all outputs: kernel[output][inputs, filled up with zeros to a multiple
    of 8]; the bias has the input's zero point folded in. A pixel without a partner is its own.
    scratch: 4 * (inputs rounded up to 8) bytes, at a multiple of 4. Reads p and q while it writes `to` and `also`. */
 static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *also, int32_t inputs, const minitl_window *g,
-                          const int8_t *kernel, const int32_t *bias, const int32_t *multiplier, const int8_t *right, void *scratch)
+                          minitl_kernel k, void *scratch)
 {
-    const int32_t outputs = g->out_channels, row = (inputs + 7) & ~(int32_t)7;
-    const int32_t low = g->low, high = g->high;
-#if defined(MINITL_HELIUM)
-    const int8_t *pixel = p;
-    int8_t *y = to;
-    int32_t turn, k, o;
-    for (turn = 0; turn < (p == q ? 1 : 2); turn++, pixel = q, y = also) {
-        int32_t start = 0;
-#if MINITL_KERNEL_ZEROS
-        for (k = 0; k < inputs; k++) {
-            start -= (int32_t)pixel[k] * g->kernel_zero;
-        }
-#endif
-        for (o = 0; o < outputs; o += 4) {
-            const mve_pred16_t some = vctp32q((uint32_t)(outputs - o));
-            const int32_t step = o + 4 <= outputs ? row : 0; /* the last one to three outputs: one at a time below */
-            const int8_t *w = kernel + o * row;
-            int32x4_t sums = vldrwq_z_s32(bias + o, some);
-            int32_t a = start, b = start, c = start, d = start;
-            if (step) {
-                for (k = 0; k + 16 <= inputs; k += 16, w += 16) {
-                    const int8x16_t x = vldrbq_s8(pixel + k);
-                    a = vmladavaq_s8(a, x, vldrbq_s8(w));
-                    b = vmladavaq_s8(b, x, vldrbq_s8(w + row));
-                    c = vmladavaq_s8(c, x, vldrbq_s8(w + 2 * row));
-                    d = vmladavaq_s8(d, x, vldrbq_s8(w + 3 * row));
-                }
-                if (k < inputs) {
-                    const mve_pred16_t rest = vctp8q((uint32_t)(inputs - k));
-                    const int8x16_t x = vldrbq_z_s8(pixel + k, rest);
-                    a = vmladavaq_s8(a, x, vldrbq_z_s8(w, rest));
-                    b = vmladavaq_s8(b, x, vldrbq_z_s8(w + row, rest));
-                    c = vmladavaq_s8(c, x, vldrbq_z_s8(w + 2 * row, rest));
-                    d = vmladavaq_s8(d, x, vldrbq_z_s8(w + 3 * row, rest));
-                }
-            } else {
-                int32_t one[4] = {start, start, start, start};
-                int32_t e;
-                for (e = 0; o + e < outputs; e++, w += row) {
-                    for (k = 0; k < inputs; k += 16) {
-                        const mve_pred16_t rest = vctp8q((uint32_t)(inputs - k));
-                        one[e] = vmladavaq_s8(one[e], vldrbq_z_s8(pixel + k, rest), vldrbq_z_s8(w + k, rest));
-                    }
-                }
-                a = one[0], b = one[1], c = one[2], d = one[3];
-            }
-            {
-                const int32x4_t products = {a, b, c, d};
-                const int32x4_t factor = vldrwq_z_s32(multiplier + o, some);
-                const int32x4_t minus_right = vnegq_s32(vldrbq_z_s32(right + o, some));
-                vstrbq_p_s32(y + o, minitl_narrow4(vaddq_s32(sums, products), factor, minus_right, g->out_zero, low, high), some);
-            }
-        }
+#ifdef MINITL_HELIUM
+    minitl_pixel(p, to, inputs, g, k, (int8_t *)scratch);
+    if (p != q) {
+        minitl_pixel(q, also, inputs, g, k, (int8_t *)scratch);
     }
-    (void)scratch;
 #else
-    const int32_t odd = 2 * g->out_zero + 1;
-    int32_t start_p = 0, start_q = 0;
+    const int32_t outputs = g->out_channels, odd = 2 * g->out_zero + 1, low = g->low, high = g->high;
+    int32_t start_p = 0, start_q = 0, n;
 #if MINITL_KERNEL_ZEROS
-    int32_t k;
-    for (k = 0; k < inputs; k++) {
-        start_p -= (int32_t)p[k] * g->kernel_zero;
-        start_q -= (int32_t)q[k] * g->kernel_zero;
+    for (n = 0; n < inputs; n++) {
+        start_p -= (int32_t)p[n] * g->kernel_zero;
+        start_q -= (int32_t)q[n] * g->kernel_zero;
     }
 #endif
     if (outputs == 1) {
-        to[0] = minitl_narrow(minitl_dot(p, kernel, inputs, bias[0] + start_p), multiplier[0], right[0], odd, low, high);
-        if (p != q) {
-            also[0] = minitl_narrow(minitl_dot(q, kernel, inputs, bias[0] + start_q), multiplier[0], right[0], odd, low, high);
-        }
+        const int32_t one = minitl_dot(p, k.kernel, inputs, k.bias[0] + start_p), two = minitl_dot(q, k.kernel, inputs, k.bias[0] + start_q);
+        to[0] = minitl_narrow(one, k.twice[0], k.right[0], odd, low, high);
+        also[0] = minitl_narrow(two, k.twice[0], k.right[0], odd, low, high);
         return;
     }
 #ifdef MINITL_DSP
     minitl_widen(p, q, inputs, (minitl_pair *)scratch);
 #endif
-    minitl_kernel k0 = {kernel, bias, multiplier, right};
-    minitl_pairs(scratch, p, q, inputs, outputs / 2, k0, to, also, start_p, start_q, odd, low, high);
+    minitl_pairs(scratch, p, q, inputs, outputs / 2, k, to, also, start_p, start_q, odd, low, high);
     if (outputs & 1) { /* the last of an odd number with the one before it, once more */
-        const int32_t o = outputs - 2;
-        minitl_kernel last = {kernel + o * row, bias + o, multiplier + o, right + o};
-        minitl_pairs(scratch, p, q, inputs, 1, last, to + o, also + o, start_p, start_q, odd, low, high);
+        n = outputs - 2;
+        k.kernel += n * ((inputs + 7) & ~(int32_t)7);
+        k.bias += n;
+        k.twice += n;
+        k.right += n;
+        minitl_pairs(scratch, p, q, inputs, 1, k, to + n, also + n, start_p, start_q, odd, low, high);
     }
 #endif
 }
@@ -427,44 +446,71 @@ static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *
 
 /* Convolution with a 1x1 window, two pixels at a time: an output may overlap x as long as it stays behind the pixels still needed. */
 static void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                             const int32_t *multiplier, const int8_t *right, void *scratch)
+                             const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, outputs = g->out_channels;
+    const minitl_kernel k = {kernel, bias, twice, right};
     int32_t left;
     for (left = (int32_t)g->out_height * g->out_width; left > 0; left -= 2) {
         const int32_t next = left > 1 ? 1 : 0;
-        minitl_matrix(x, x + next * channels, y, y + next * outputs, channels, g, kernel, bias, multiplier, right, scratch);
+        minitl_matrix(x, x + next * channels, y, y + next * outputs, channels, g, k, scratch);
         x += 2 * channels;
         y += 2 * outputs;
     }
 }
 
-/* == patch (needs window, words) == */
+/* == bytes (needs words) == */
+
+/* In a short loop: keeps it one, where compilers would call memcpy or memset. */
+#ifdef __GNUC__
+#define MINITL_LOOP __asm__ volatile("")
+#else
+#define MINITL_LOOP
+#endif
+
+static inline int8_t *minitl_copy(int8_t *to, const int8_t *from, int32_t count)
+{
+#ifdef MINITL_DSP
+    for (; count >= 4; count -= 4, from += 4, to += 4) {
+        const uint32_t word = minitl_word(from);
+        __builtin_memcpy(to, &word, 4);
+        MINITL_LOOP;
+    }
+#endif
+    for (; count > 0; count--) {
+        *to++ = *from++;
+        MINITL_LOOP;
+    }
+    return to;
+}
+
+static inline int8_t *minitl_fill(int8_t *to, int32_t value, int32_t count)
+{
+    for (; count > 0; count--) {
+        *to++ = (int8_t)value;
+        MINITL_LOOP;
+    }
+    return to;
+}
+
+/* == patch (needs window, bytes) == */
 
 /* The window's pixels at (row, column) of x, one after the other, the zero point where they lie outside. */
 static void minitl_patch(const int8_t *x, int8_t *to, const minitl_window *g, int32_t row, int32_t column)
 {
-    const int32_t channels = g->in_channels, size = g->width * channels;
-    const int32_t from = minitl_first(column) * channels, until = minitl_last(column, g->width, g->in_width) * channels;
-    int32_t i, k;
-    for (i = 0; i < g->height; i++, to += size) {
-        if (row + i < 0 || row + i >= g->in_height || until - from < size) {
-            for (k = 0; k < size; k++) {
-                to[k] = (int8_t)g->in_zero;
-            }
-        }
-        if (row + i >= 0 && row + i < g->in_height) {
-            const int8_t *source = x + ((row + i) * g->in_width + column) * channels;
-            k = from;
-#ifdef MINITL_DSP
-            for (; k + 4 <= until; k += 4) {
-                const uint32_t word = minitl_word(source + k);
-                __builtin_memcpy(to + k, &word, 4);
-            }
-#endif
-            for (; k < until; k++) {
-                to[k] = source[k];
-            }
+    const int32_t channels = g->in_channels, size = g->width * channels, line = g->in_width * channels, zero = g->in_zero;
+    const int32_t first = minitl_first(column) * channels, last = minitl_last(column, g->width, g->in_width) * channels;
+    const int32_t above = minitl_first(row), below = minitl_last(row, g->height, g->in_height);
+    int32_t i, from = row * line + column * channels;
+    for (i = 0; i < g->height; i++, from += line) {
+        if (i < above || i >= below || last <= first) {
+            to = minitl_fill(to, zero, size);
+        } else if (last - first == size) {
+            to = minitl_copy(to, x + from, size);
+        } else {
+            to = minitl_fill(to, zero, first);
+            to = minitl_copy(to, x + from + first, last - first);
+            to = minitl_fill(to, zero, size - last);
         }
     }
 }
@@ -474,10 +520,11 @@ static void minitl_patch(const int8_t *x, int8_t *to, const minitl_window *g, in
 /* Convolution, two pixels of a row at a time. kernel[output][row, column, channel, filled up to a multiple of 8]; the bias has the
    input's zero point folded in. scratch: 6 * (values of a window rounded up to 8) bytes. */
 static void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                          const int32_t *multiplier, const int8_t *right, void *scratch)
+                          const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t size = (int32_t)g->height * g->width * g->in_channels, room = (size + 7) & ~(int32_t)7;
     int8_t *const patches = (int8_t *)scratch + 4 * room;
+    const minitl_kernel k = {kernel, bias, twice, right};
     int32_t r, c;
     for (r = 0; r < g->out_height; r++) {
         const int32_t row = r * g->stride_down - g->top;
@@ -487,7 +534,7 @@ static void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, co
             if (next) {
                 minitl_patch(x, patches + room, g, row, column + g->stride_across);
             }
-            minitl_matrix(patches, patches + next * room, y, y + next * g->out_channels, size, g, kernel, bias, multiplier, right, scratch);
+            minitl_matrix(patches, patches + next * room, y, y + next * g->out_channels, size, g, k, scratch);
             y += (1 + next) * g->out_channels;
         }
     }
@@ -502,29 +549,27 @@ static inline int32_t minitl_ring_room(const minitl_window *g)
     return ((read > written ? read : written) + 7) & ~(int32_t)3;
 }
 
-/* One channel of row `row` of an image, widened; zero points where there is no such row. */
-static inline void minitl_ring_row(const int8_t *channel, minitl_half *to, const minitl_window *g, int32_t row)
+/* `count` values of one channel of an image, widened to 16 bits. */
+static inline void minitl_ring_row(const int8_t *channel, minitl_half *to, int32_t count, int32_t channels)
 {
-    const int32_t channels = g->in_channels;
-    int32_t c;
-    if (row >= 0 && row < g->in_height) {
-        channel += row * g->in_width * channels;
-        for (c = g->in_width; c >= 4; c -= 4) {
-            to[0] = channel[0];
-            to[1] = channel[channels];
-            channel += 2 * channels;
-            to[2] = channel[0];
-            to[3] = channel[channels];
-            channel += 2 * channels;
-            to += 4;
-        }
-        for (; c > 0; c--, channel += channels) {
-            *to++ = *channel;
-        }
-    } else {
-        for (c = g->in_width; c > 0; c--) {
-            *to++ = g->in_zero;
-        }
+    for (; count >= 4; count -= 4, to += 4) {
+        to[0] = channel[0];
+        to[1] = channel[channels];
+        channel += 2 * channels;
+        to[2] = channel[0];
+        to[3] = channel[channels];
+        channel += 2 * channels;
+    }
+    for (; count > 0; count--, channel += channels) {
+        *to++ = *channel;
+    }
+}
+
+/* The same for a row above or below the image. */
+static inline void minitl_ring_padding(minitl_half *to, int32_t count, int32_t zero)
+{
+    for (; count > 0; count--) {
+        *to++ = (minitl_half)zero;
     }
 }
 
@@ -534,7 +579,7 @@ static inline void minitl_ring_row(const int8_t *channel, minitl_half *to, const
    channel, row after row, through a ring of the last rows, widened to 16 bits and padded: so y may be x itself.
    scratch: `height` rows of (left + width of x + right + 4, rounded up to 4) values of 16 bits, at a multiple of 4. */
 static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                                    const int32_t *multiplier, const int8_t *right, void *scratch)
+                                    const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, height = g->height, width = g->width, room = minitl_ring_room(g);
     const int32_t odd = 2 * g->out_zero + 1;
@@ -549,7 +594,12 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
         for (r = 0; r < g->out_height; r++) {
             const int32_t start = r * g->stride_down - g->top;
             for (next = next < start ? start : next; next < start + height; next++) {
-                minitl_ring_row(x + k, ring + slot * room + g->left, g, next);
+                minitl_half *const row = ring + slot * room + g->left;
+                if (next >= 0 && next < g->in_height) {
+                    minitl_ring_row(x + next * g->in_width * channels + k, row, g->in_width, channels);
+                } else {
+                    minitl_ring_padding(row, g->in_width, g->in_zero);
+                }
                 slot = slot + 1 < height ? slot + 1 : 0;
             }
             for (c = 0; c < g->out_width; c++, to += channels) {
@@ -561,7 +611,7 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
                         sum += (int32_t)p[j] * (*w++ - g->kernel_zero);
                     }
                 }
-                *to = minitl_narrow(sum, multiplier[k], right[k], odd, g->low, g->high);
+                *to = minitl_narrow(sum, twice[k], right[k], odd, g->low, g->high);
             }
         }
     }
@@ -571,111 +621,119 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
 
 /* The same for a window of 3x3 pixels that moves by one or two columns. */
 static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                                 const int32_t *multiplier, const int8_t *right, void *scratch)
+                                 const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, room = minitl_ring_room(g), across = g->stride_across, low = g->low, high = g->high;
+    const int32_t width = g->in_width, height = g->in_height, down = g->stride_down, line = width * channels, zero = g->in_zero;
+    const int32_t last = (g->out_height - 1) * down - g->top; /* where the last window begins */
     minitl_half *const ring = (minitl_half *)scratch;
-    int32_t k, r, i;
-#ifndef MINITL_HELIUM
+    int32_t k, i;
+#ifdef MINITL_HELIUM
+    const int32_t out_zero = g->out_zero;
+    const uint32x4_t steps = vidupq_n_u32(0, 1);
+    const uint32x4_t columns = vmulq_n_u32(steps, (uint32_t)across), places = vmulq_n_u32(steps, (uint32_t)channels);
+#else
     const int32_t odd = 2 * g->out_zero + 1;
 #endif
-    for (i = 0; i < 3 * room; i++) {
-        ring[i] = g->in_zero;
-    }
+    minitl_ring_padding(ring, 3 * room, zero);
     for (k = 0; k < channels; k++, kernel += 9) {
-        const int32_t start = bias[k], factor = multiplier[k], shift = right[k];
-        int32_t next = -g->top, w[9];
-        minitl_half *a = ring, *b = a + room, *c = b + room; /* the ring's rows, the oldest first */
+        const int32_t start = bias[k], factor = twice[k], shift = right[k], out_width = g->out_width;
+        int32_t next = -g->top, top, w[9];
+        minitl_half *a = ring + g->left, *b = a + room, *c = b + room; /* the ring's rows, the oldest first */
+        int32_t from = k - g->top * line; /* row `next` of this channel */
         int8_t *to = y + k;
 #ifdef MINITL_DSP
-        uint32_t first[3], second[3]; /* of each row of the kernel, columns 0 and 1, columns 1 and 2 */
+        uint32_t first0, first1, first2, second0, second1, second2; /* of each row of w: columns 0 and 1, columns 1 and 2 */
 #endif
         for (i = 0; i < 9; i++) {
             w[i] = kernel[i] - g->kernel_zero;
         }
 #ifdef MINITL_DSP
-        for (i = 0; i < 3; i++) {
-            first[i] = ((uint32_t)w[3 * i] & 0xffffu) | (uint32_t)w[3 * i + 1] << 16;
-            second[i] = ((uint32_t)w[3 * i + 1] & 0xffffu) | (uint32_t)w[3 * i + 2] << 16;
-        }
+        first0 = ((uint32_t)w[0] & 0xffffu) | (uint32_t)w[1] << 16;
+        first1 = ((uint32_t)w[3] & 0xffffu) | (uint32_t)w[4] << 16;
+        first2 = ((uint32_t)w[6] & 0xffffu) | (uint32_t)w[7] << 16;
+        second0 = ((uint32_t)w[1] & 0xffffu) | (uint32_t)w[2] << 16;
+        second1 = ((uint32_t)w[4] & 0xffffu) | (uint32_t)w[5] << 16;
+        second2 = ((uint32_t)w[7] & 0xffffu) | (uint32_t)w[8] << 16;
 #endif
-        for (r = 0; r < g->out_height; r++) {
-            const int32_t top = r * g->stride_down - g->top;
-            int32_t n = g->out_width;
-            for (next = next < top ? top : next; next < top + 3; next++) {
+        for (top = next; top <= last; top += down) {
+            const minitl_half *p, *q, *s;
+            int32_t n = out_width;
+            if (next < top) { /* rows that no window sees */
+                from += (top - next) * line;
+                next = top;
+            }
+            for (; next < top + 3; next++, from += line) {
                 minitl_half *const oldest = a;
-                minitl_ring_row(x + k, oldest + g->left, g, next);
+                if (next >= 0 && next < height) {
+                    minitl_ring_row(x + from, oldest, width, channels);
+                } else {
+                    minitl_ring_padding(oldest, width, zero);
+                }
                 a = b;
                 b = c;
                 c = oldest;
             }
-            {
+            p = a - g->left, q = b - g->left, s = c - g->left;
 #if defined(MINITL_HELIUM)
-                const minitl_half *p = a, *q = b, *s = c;
-                const uint32x4_t columns = vmulq_n_u32(vidupq_n_u32(0, 1), (uint32_t)across);
-                const uint32x4_t places = vmulq_n_u32(vidupq_n_u32(0, 1), (uint32_t)channels);
-                const int32x4_t factors = vdupq_n_s32(factor), shifts = vdupq_n_s32(-shift);
-                for (; n > 0; n -= 4) {
-                    const mve_pred16_t some = vctp32q((uint32_t)n);
-                    int32x4_t sum = vdupq_n_s32(start);
-                    for (i = 0; i < 3; i++) {
-                        sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(p + i, columns, some), w[i]);
-                        sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(q + i, columns, some), w[3 + i]);
-                        sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(s + i, columns, some), w[6 + i]);
-                    }
-                    vstrbq_scatter_offset_p_s32(to, places, minitl_narrow4(sum, factors, shifts, g->out_zero, low, high), some);
-                    to += (n < 4 ? n : 4) * channels;
-                    p += 4 * across;
-                    q += 4 * across;
-                    s += 4 * across;
+            for (; n > 0; n -= 4) {
+                const mve_pred16_t some = vctp32q((uint32_t)n);
+                int32x4_t sum = vdupq_n_s32(start);
+                for (i = 0; i < 3; i++) {
+                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(p + i, columns, some), w[i]);
+                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(q + i, columns, some), w[3 + i]);
+                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(s + i, columns, some), w[6 + i]);
                 }
-#elif defined(MINITL_DSP)
-                const minitl_half *p = a, *q = b, *s = c;
-                if (across == 1) {
-                    for (; n > 0; n -= 2) { /* two outputs from four columns */
-                        int32_t one, two;
-                        uint32_t u = minitl_word(p), v = minitl_word(p + 2);
-                        one = minitl_cross(v, second[0], minitl_both(u, first[0], start));
-                        two = minitl_cross(first[0], u, minitl_both(v, second[0], start));
-                        u = minitl_word(q), v = minitl_word(q + 2);
-                        one = minitl_cross(v, second[1], minitl_both(u, first[1], one));
-                        two = minitl_cross(first[1], u, minitl_both(v, second[1], two));
-                        u = minitl_word(s), v = minitl_word(s + 2);
-                        one = minitl_cross(v, second[2], minitl_both(u, first[2], one));
-                        two = minitl_cross(first[2], u, minitl_both(v, second[2], two));
-                        to[0] = minitl_narrow(one, factor, shift, odd, low, high);
-                        if (n == 1) {
-                            to += channels;
-                            break;
-                        }
-                        to[channels] = minitl_narrow(two, factor, shift, odd, low, high);
-                        to += 2 * channels;
-                        p += 2, q += 2, s += 2;
-                    }
-                } else {
-                    for (; n > 0; n--) {
-                        int32_t one = minitl_both(minitl_word(p), first[0], start);
-                        one = minitl_cross(minitl_word(p + 2), second[0], one);
-                        one = minitl_both(minitl_word(q), first[1], one);
-                        one = minitl_cross(minitl_word(q + 2), second[1], one);
-                        one = minitl_both(minitl_word(s), first[2], one);
-                        one = minitl_cross(minitl_word(s + 2), second[2], one);
-                        *to = minitl_narrow(one, factor, shift, odd, low, high);
-                        to += channels;
-                        p += across, q += across, s += across;
-                    }
-                }
-#else
-                const minitl_half *p = a, *q = b, *s = c;
-                for (; n > 0; n--, to += channels) {
-                    int32_t sum = start + p[0] * w[0] + p[1] * w[1] + p[2] * w[2];
-                    sum += q[0] * w[3] + q[1] * w[4] + q[2] * w[5];
-                    sum += s[0] * w[6] + s[1] * w[7] + s[2] * w[8];
-                    *to = minitl_narrow(sum, factor, shift, odd, low, high);
-                    p += across, q += across, s += across;
-                }
-#endif
+                sum = minitl_narrow4(sum, vdupq_n_s32(factor), vdupq_n_s32(-shift), out_zero, low, high);
+                vstrbq_scatter_offset_p_s32(to, places, sum, some);
+                to += (n < 4 ? n : 4) * channels;
+                p += 4 * across, q += 4 * across, s += 4 * across;
             }
+#elif defined(MINITL_DSP)
+            if (across == 1) {
+                for (; n > 0; n -= 2) { /* two outputs from four columns */
+                    int32_t one, two;
+                    uint32_t u, v;
+                    MINITL_LOAD(u, v, p, 4);
+                    one = minitl_cross(v, second0, minitl_both(u, first0, start));
+                    two = minitl_cross(first0, u, minitl_both(v, second0, start));
+                    MINITL_LOAD(u, v, q, 4);
+                    one = minitl_cross(v, second1, minitl_both(u, first1, one));
+                    two = minitl_cross(first1, u, minitl_both(v, second1, two));
+                    MINITL_LOAD(u, v, s, 4);
+                    one = minitl_cross(v, second2, minitl_both(u, first2, one));
+                    two = minitl_cross(first2, u, minitl_both(v, second2, two));
+                    *to = minitl_narrow(one, factor, shift, odd, low, high);
+                    to += channels;
+                    if (n == 1) {
+                        break;
+                    }
+                    *to = minitl_narrow(two, factor, shift, odd, low, high);
+                    to += channels;
+                }
+            } else {
+                for (; n > 0; n--) {
+                    int32_t one;
+                    uint32_t u, v;
+                    MINITL_LOAD(u, v, p, 4);
+                    one = minitl_cross(v, second0, minitl_both(u, first0, start));
+                    MINITL_LOAD(u, v, q, 4);
+                    one = minitl_cross(v, second1, minitl_both(u, first1, one));
+                    MINITL_LOAD(u, v, s, 4);
+                    one = minitl_cross(v, second2, minitl_both(u, first2, one));
+                    *to = minitl_narrow(one, factor, shift, odd, low, high);
+                    to += channels;
+                }
+            }
+#else
+            for (; n > 0; n--, to += channels) {
+                int32_t sum = start + p[0] * w[0] + p[1] * w[1] + p[2] * w[2];
+                sum += q[0] * w[3] + q[1] * w[4] + q[2] * w[5];
+                sum += s[0] * w[6] + s[1] * w[7] + s[2] * w[8];
+                *to = minitl_narrow(sum, factor, shift, odd, low, high);
+                p += across, q += across, s += across;
+            }
+#endif
         }
     }
 }
@@ -684,7 +742,7 @@ static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window
 
 /* kernel[output][input, filled up with zeros to a multiple of 8]; the bias has the input's zero point folded in. */
 static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                         const int32_t *multiplier, const int8_t *right)
+                         const int32_t *twice, const int8_t *right)
 {
     const int32_t row = (inputs + 7) & ~(int32_t)7;
     int32_t o, start = 0;
@@ -695,7 +753,7 @@ static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, const minit
 #endif
     for (o = 0; o < g->out_channels; o++, kernel += row) {
         const int32_t sum = minitl_dot(x, kernel, inputs, bias[o] + start);
-        y[o] = minitl_narrow(sum, multiplier[o], right[o], 2 * g->out_zero + 1, g->low, g->high);
+        y[o] = minitl_narrow(sum, twice[o], right[o], 2 * g->out_zero + 1, g->low, g->high);
     }
 }
 
