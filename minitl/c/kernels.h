@@ -49,6 +49,13 @@ typedef int16_t minitl_half;
 typedef uint32_t minitl_pair;
 #endif
 
+/* A function of its own also where the compiler would copy it into its caller: there, too few registers would be left for its loop. */
+#ifdef __GNUC__
+#define MINITL_APART __attribute__((noinline))
+#else
+#define MINITL_APART
+#endif
+
 typedef char minitl_needs_arithmetic_shifts[((int32_t)-5 >> 1) == -3 && ((int64_t)-5 >> 1) == -3 ? 1 : -1];
 
 /* == round (needs processor) == */
@@ -187,6 +194,54 @@ static inline int32_t minitl_cross(uint32_t a, uint32_t b, int32_t sum)
 }
 #endif
 
+/* == bytes (needs words) == */
+
+/* In a short loop: keeps it one, where compilers would call memcpy or memset. */
+#ifdef __GNUC__
+#define MINITL_LOOP __asm__ volatile("")
+#else
+#define MINITL_LOOP
+#endif
+
+static inline int8_t *minitl_copy(int8_t *to, const int8_t *from, int32_t count)
+{
+#ifdef MINITL_DSP
+    for (; count >= 4; count -= 4, from += 4, to += 4) {
+        const uint32_t word = minitl_word(from);
+        __builtin_memcpy(to, &word, 4);
+        MINITL_LOOP;
+    }
+#elif defined(MINITL_HELIUM)
+    int8_t *const end = to + count;
+    for (; count > 0; count -= 16, from += 16, to += 16) {
+        const mve_pred16_t some = vctp8q((uint32_t)count);
+        vstrbq_p_s8(to, vldrbq_z_s8(from, some), some);
+    }
+    to = end;
+#endif
+    for (; count > 0; count--) {
+        *to++ = *from++;
+        MINITL_LOOP;
+    }
+    return to;
+}
+
+static inline int8_t *minitl_fill(int8_t *to, int32_t value, int32_t count)
+{
+#ifdef MINITL_HELIUM
+    int8_t *const end = to + count;
+    for (; count > 0; count -= 16, to += 16) {
+        vstrbq_p_s8(to, vdupq_n_s8((int8_t)value), vctp8q((uint32_t)count));
+    }
+    to = end;
+#endif
+    for (; count > 0; count--) {
+        *to++ = (int8_t)value;
+        MINITL_LOOP;
+    }
+    return to;
+}
+
 /* == widen (needs words) == */
 
 #ifdef MINITL_DSP
@@ -246,52 +301,63 @@ typedef struct {
     const int8_t *right;
 } minitl_kernel;
 
+/* Two pixels times `groups` groups of outputs, so that each load serves several products: groups of four with vectors, else of two.
+   x and z: the pixels, with vectors filled up with zeros to a multiple of 16; with DSP x is minitl_widen's values of both.
+   Added to every sum: start_x, start_z. */
 #ifdef MINITL_HELIUM
-/* A pixel, filled up with zeros to a multiple of 16 values, times `quads` times four outputs. The loads of weights may reach 8 bytes
-   into the next row, whose products with the zeros vanish; the last row has 8 bytes more behind it. start: added to every sum. */
-static void minitl_quads(const int8_t *x, int32_t inputs, int32_t quads, minitl_kernel k, int8_t *to, int32_t start, int32_t zero,
-                         int32_t low, int32_t high)
+#define MINITL_GROUP 4
+/* Loads of weights may reach 8 bytes into the next row: its products with zeros vanish, and the last row has 8 bytes more behind it. */
+static MINITL_APART void minitl_groups(const int8_t *x, const int8_t *z, int32_t inputs, int32_t groups, minitl_kernel k, int8_t *to,
+                                       int8_t *also, int32_t start_x, int32_t start_z, int32_t zero, int32_t low, int32_t high)
 {
     const int32_t row = (inputs + 7) & ~(int32_t)7;
-    for (; quads > 0; quads--) {
+    for (; groups > 0; groups--) {
         const int8_t *w = k.kernel;
-        int32_t a = start, b = start, c = start, d = start, n;
-        int32x4_t sums = vldrwq_s32(k.bias);
+        int32_t a = start_x, b = start_x, c = start_x, d = start_x, e = start_z, f = start_z, g = start_z, h = start_z, n;
         for (n = 0; n < inputs; n += 16, w += 16) {
-            const int8x16_t values = vldrbq_s8(x + n);
-            a = vmladavaq_s8(a, values, vldrbq_s8(w));
-            b = vmladavaq_s8(b, values, vldrbq_s8(w + row));
-            c = vmladavaq_s8(c, values, vldrbq_s8(w + 2 * row));
-            d = vmladavaq_s8(d, values, vldrbq_s8(w + 3 * row));
+            const int8x16_t values = vldrbq_s8(x + n), others = vldrbq_s8(z + n);
+            int8x16_t weights = vldrbq_s8(w);
+            a = vmladavaq_s8(a, values, weights);
+            e = vmladavaq_s8(e, others, weights);
+            weights = vldrbq_s8(w + row);
+            b = vmladavaq_s8(b, values, weights);
+            f = vmladavaq_s8(f, others, weights);
+            weights = vldrbq_s8(w + 2 * row);
+            c = vmladavaq_s8(c, values, weights);
+            g = vmladavaq_s8(g, others, weights);
+            weights = vldrbq_s8(w + 3 * row);
+            d = vmladavaq_s8(d, values, weights);
+            h = vmladavaq_s8(h, others, weights);
         }
         {
-            const int32x4_t products = {a, b, c, d};
-            sums = minitl_narrow4(vaddq_s32(sums, products), vldrwq_s32(k.twice), vnegq_s32(vldrbq_s32(k.right)), zero, low, high);
+            const int32x4_t first = {a, b, c, d}, second = {e, f, g, h};
+            const int32x4_t bias = vldrwq_s32(k.bias), twice = vldrwq_s32(k.twice), minus_right = vnegq_s32(vldrbq_s32(k.right));
+            vstrbq_s32(to, minitl_narrow4(vaddq_s32(bias, first), twice, minus_right, zero, low, high));
+            vstrbq_s32(also, minitl_narrow4(vaddq_s32(bias, second), twice, minus_right, zero, low, high));
         }
-        vstrbq_s32(to, sums);
         k.kernel += 4 * row;
         k.bias += 4;
         k.twice += 4;
         k.right += 4;
         to += 4;
+        also += 4;
     }
 }
 #else
-/* Two pixels times `pairs` pairs of outputs, so that each load serves two products. x: minitl_widen's values of both pixels, or with
-   plain C the pixels p and q themselves. start_p, start_q: added to every sum. */
-static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_t inputs, int32_t pairs, minitl_kernel k, int8_t *to,
-                         int8_t *also, int32_t start_p, int32_t start_q, int32_t odd, int32_t low, int32_t high)
+#define MINITL_GROUP 2
+static MINITL_APART void minitl_groups(const void *x, const int8_t *z, int32_t inputs, int32_t groups, minitl_kernel k, int8_t *to,
+                                       int8_t *also, int32_t start_x, int32_t start_z, int32_t zero, int32_t low, int32_t high)
 {
+    const int32_t odd = 2 * zero + 1;
     const int32_t row = (inputs + 7) & ~(int32_t)7;
     const int8_t *v = k.kernel;
     do {
-        int32_t pv = k.bias[0] + start_p, pw = k.bias[1] + start_p, qv = k.bias[0] + start_q, qw = k.bias[1] + start_q;
+        int32_t pv = k.bias[0] + start_x, pw = k.bias[1] + start_x, qv = k.bias[0] + start_z, qw = k.bias[1] + start_z;
         int32_t factor, right;
         const int8_t *w = v + row;
 #ifdef MINITL_DSP
         const minitl_pair *e = (const minitl_pair *)x, *const end = e + row;
-        (void)p;
-        (void)q;
+        (void)z;
 #define MINITL_STEP(i) \
     { \
         uint32_t a, b, c, d, s, u; \
@@ -318,12 +384,11 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
             v += 8, w += 8;
         } while (e != end);
 #else
-        const int8_t *y = p, *z = q;
+        const int8_t *p = (const int8_t *)x, *q = z;
         int32_t n;
-        (void)x;
 #define MINITL_STEP(i) \
     { \
-        const int32_t a = y[i], b = z[i], s = v[i], t = w[i]; \
+        const int32_t a = p[i], b = q[i], s = v[i], t = w[i]; \
         pv += a * s; \
         pw += a * t; \
         qv += b * s; \
@@ -334,11 +399,11 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
             MINITL_STEP(1)
             MINITL_STEP(2)
             MINITL_STEP(3)
-            y += 4, z += 4, v += 4, w += 4;
+            p += 4, q += 4, v += 4, w += 4;
         }
         for (; n > 0; n--) {
             MINITL_STEP(0)
-            y++, z++, v++, w++;
+            p++, q++, v++, w++;
         }
         w += row - inputs;
 #endif
@@ -359,47 +424,11 @@ static void minitl_pairs(const void *x, const int8_t *p, const int8_t *q, int32_
         also[1] = (int8_t)qw;
         to += 2;
         also += 2;
-    } while (--pairs > 0);
+    } while (--groups > 0);
 }
 #endif
 
-/* == matrix (needs outputs, window, widen, dot) == */
-
-#ifdef MINITL_HELIUM
-/* All outputs of one pixel; see minitl_matrix. */
-static void minitl_pixel(const int8_t *p, int8_t *to, int32_t inputs, const minitl_window *g, minitl_kernel k, int8_t *scratch)
-{
-    const int32_t outputs = g->out_channels, row = (inputs + 7) & ~(int32_t)7;
-    int32_t start = 0, n;
-#if MINITL_KERNEL_ZEROS
-    for (n = 0; n < inputs; n++) {
-        start -= (int32_t)p[n] * g->kernel_zero;
-    }
-#endif
-    if (outputs < 4) {
-        for (n = 0; n < outputs; n++) {
-            const int32_t sum = minitl_dot(p, k.kernel + n * row, inputs, k.bias[n] + start);
-            to[n] = minitl_narrow(sum, k.twice[n], k.right[n], 2 * g->out_zero + 1, g->low, g->high);
-        }
-        return;
-    }
-    if (inputs & 15) {
-        for (n = 0; n < inputs; n += 16) {
-            vstrbq_s8(scratch + n, vldrbq_z_s8(p + n, vctp8q((uint32_t)(inputs - n))));
-        }
-        p = scratch;
-    }
-    minitl_quads(p, inputs, outputs / 4, k, to, start, g->out_zero, g->low, g->high);
-    if (outputs & 3) { /* the last one to three with those before them, once more */
-        n = outputs - 4;
-        k.kernel += n * row;
-        k.bias += n;
-        k.twice += n;
-        k.right += n;
-        minitl_quads(p, inputs, 1, k, to + n, start, g->out_zero, g->low, g->high);
-    }
-}
-#endif
+/* == matrix (needs outputs, window, widen, bytes, dot) == */
 
 /* Two pixels p and q of `inputs` values, times the kernels of all outputs: kernel[output][inputs, filled up with zeros to a multiple
    of 8]; the bias has the input's zero point folded in. A pixel without a partner is its own.
@@ -407,13 +436,7 @@ static void minitl_pixel(const int8_t *p, int8_t *to, int32_t inputs, const mini
 static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *also, int32_t inputs, const minitl_window *g,
                           minitl_kernel k, void *scratch)
 {
-#ifdef MINITL_HELIUM
-    minitl_pixel(p, to, inputs, g, k, (int8_t *)scratch);
-    if (p != q) {
-        minitl_pixel(q, also, inputs, g, k, (int8_t *)scratch);
-    }
-#else
-    const int32_t outputs = g->out_channels, odd = 2 * g->out_zero + 1, low = g->low, high = g->high;
+    const int32_t outputs = g->out_channels, zero = g->out_zero, low = g->low, high = g->high;
     int32_t start_p = 0, start_q = 0, n;
 #if MINITL_KERNEL_ZEROS
     for (n = 0; n < inputs; n++) {
@@ -421,25 +444,39 @@ static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *
         start_q -= (int32_t)q[n] * g->kernel_zero;
     }
 #endif
-    if (outputs == 1) {
-        const int32_t one = minitl_dot(p, k.kernel, inputs, k.bias[0] + start_p), two = minitl_dot(q, k.kernel, inputs, k.bias[0] + start_q);
-        to[0] = minitl_narrow(one, k.twice[0], k.right[0], odd, low, high);
-        also[0] = minitl_narrow(two, k.twice[0], k.right[0], odd, low, high);
+    if (outputs < MINITL_GROUP) {
+        for (n = 0; n < outputs; n++, k.kernel += (inputs + 7) & ~(int32_t)7) {
+            const int32_t one = minitl_dot(p, k.kernel, inputs, k.bias[n] + start_p);
+            const int32_t two = minitl_dot(q, k.kernel, inputs, k.bias[n] + start_q);
+            to[n] = minitl_narrow(one, k.twice[n], k.right[n], 2 * zero + 1, low, high);
+            also[n] = minitl_narrow(two, k.twice[n], k.right[n], 2 * zero + 1, low, high);
+        }
         return;
     }
-#ifdef MINITL_DSP
+#if defined(MINITL_DSP)
     minitl_widen(p, q, inputs, (minitl_pair *)scratch);
+    p = (const int8_t *)scratch;
+#elif defined(MINITL_HELIUM)
+    if (inputs & 15) { /* copies, with zeros behind them */
+        int8_t *const copy = (int8_t *)scratch;
+        const int32_t full = (inputs + 15) & ~(int32_t)15;
+        minitl_fill(minitl_copy(copy, p, inputs), 0, full - inputs);
+        minitl_fill(minitl_copy(copy + full, q, inputs), 0, full - inputs);
+        p = copy;
+        q = copy + full;
+    }
+#else
+    (void)scratch;
 #endif
-    minitl_pairs(scratch, p, q, inputs, outputs / 2, k, to, also, start_p, start_q, odd, low, high);
-    if (outputs & 1) { /* the last of an odd number with the one before it, once more */
-        n = outputs - 2;
+    minitl_groups(p, q, inputs, outputs / MINITL_GROUP, k, to, also, start_p, start_q, zero, low, high);
+    if (outputs % MINITL_GROUP != 0) { /* the last ones with those before them, once more */
+        n = outputs - MINITL_GROUP;
         k.kernel += n * ((inputs + 7) & ~(int32_t)7);
         k.bias += n;
         k.twice += n;
         k.right += n;
-        minitl_pairs(scratch, p, q, inputs, 1, k, to + n, also + n, start_p, start_q, odd, low, high);
+        minitl_groups(p, q, inputs, 1, k, to + n, also + n, start_p, start_q, zero, low, high);
     }
-#endif
 }
 
 /* == pointwise (needs matrix) == */
@@ -457,40 +494,6 @@ static void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g,
         x += 2 * channels;
         y += 2 * outputs;
     }
-}
-
-/* == bytes (needs words) == */
-
-/* In a short loop: keeps it one, where compilers would call memcpy or memset. */
-#ifdef __GNUC__
-#define MINITL_LOOP __asm__ volatile("")
-#else
-#define MINITL_LOOP
-#endif
-
-static inline int8_t *minitl_copy(int8_t *to, const int8_t *from, int32_t count)
-{
-#ifdef MINITL_DSP
-    for (; count >= 4; count -= 4, from += 4, to += 4) {
-        const uint32_t word = minitl_word(from);
-        __builtin_memcpy(to, &word, 4);
-        MINITL_LOOP;
-    }
-#endif
-    for (; count > 0; count--) {
-        *to++ = *from++;
-        MINITL_LOOP;
-    }
-    return to;
-}
-
-static inline int8_t *minitl_fill(int8_t *to, int32_t value, int32_t count)
-{
-    for (; count > 0; count--) {
-        *to++ = (int8_t)value;
-        MINITL_LOOP;
-    }
-    return to;
 }
 
 /* == patch (needs window, bytes) == */
@@ -550,8 +553,15 @@ static inline int32_t minitl_ring_room(const minitl_window *g)
 }
 
 /* `count` values of one channel of an image, widened to 16 bits. */
-static inline void minitl_ring_row(const int8_t *channel, minitl_half *to, int32_t count, int32_t channels)
+static MINITL_APART void minitl_ring_row(const int8_t *channel, minitl_half *to, int32_t count, int32_t channels)
 {
+#ifdef MINITL_HELIUM
+    const uint16x8_t places = vmulq_n_u16(vidupq_n_u16(0, 1), (uint16_t)channels);
+    for (; channels < 8192 && count > 0; count -= 8, to += 8, channel += 8 * channels) {
+        const mve_pred16_t some = vctp16q((uint32_t)count);
+        vstrhq_p_s16((int16_t *)to, vldrbq_gather_offset_z_s16(channel, places, some), some);
+    }
+#endif
     for (; count >= 4; count -= 4, to += 4) {
         to[0] = channel[0];
         to[1] = channel[channels];
@@ -566,7 +576,7 @@ static inline void minitl_ring_row(const int8_t *channel, minitl_half *to, int32
 }
 
 /* The same for a row above or below the image. */
-static inline void minitl_ring_padding(minitl_half *to, int32_t count, int32_t zero)
+static MINITL_APART void minitl_ring_padding(minitl_half *to, int32_t count, int32_t zero)
 {
     for (; count > 0; count--) {
         *to++ = (minitl_half)zero;
@@ -619,46 +629,141 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
 
 /* == depthwise_3x3 (needs narrow, ring, words) == */
 
+/* What one channel needs: weights, bias, doubled multiplier, shift to the right; and what all share. */
+typedef struct {
+    int32_t weights[9], start, twice, right, out_zero, low, high, channels, across;
+#ifdef MINITL_DSP
+    uint32_t first[3], second[3]; /* of each row of the weights, as halves: columns 0 and 1, columns 1 and 2 */
+#endif
+} minitl_channel;
+
+/* One row of one channel: `count` outputs, `channels` bytes apart, from three rows of the ring. */
+static MINITL_APART void minitl_row_3x3(const minitl_half *p, const minitl_half *q, const minitl_half *s, int8_t *to, int32_t count,
+                                        const minitl_channel *k)
+{
+    const int32_t channels = k->channels, across = k->across, start = k->start, twice = k->twice, right = k->right;
+    const int32_t low = k->low, high = k->high, odd = 2 * k->out_zero + 1;
+#ifndef MINITL_DSP
+    const int32_t *const w = k->weights;
+#endif
+#ifdef MINITL_HELIUM
+    const uint32x4_t steps = vidupq_n_u32(0, 1);
+    const uint32x4_t columns = vmulq_n_u32(steps, (uint32_t)across), places = vmulq_n_u32(steps, (uint32_t)channels);
+    const int32x4_t factor = vdupq_n_s32(twice), minus_right = vdupq_n_s32(-right);
+    const int32_t width = count;
+    for (; count >= 4 || (count > 0 && width >= 4); count -= 4) {
+        const int32_t back = count < 4 ? 4 - count : 0; /* the last one to three outputs with those before them, once more */
+        const int16_t *const u = (const int16_t *)p - back * across, *const v = (const int16_t *)q - back * across;
+        const int16_t *const z = (const int16_t *)s - back * across;
+        int32x4_t sum = vdupq_n_s32(start);
+        if (across == 1) {
+            sum = vmlaq_n_s32(sum, vldrhq_s32(u), w[0]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(u + 1), w[1]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(u + 2), w[2]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(v), w[3]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(v + 1), w[4]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(v + 2), w[5]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(z), w[6]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(z + 1), w[7]);
+            sum = vmlaq_n_s32(sum, vldrhq_s32(z + 2), w[8]);
+        } else {
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u, columns), w[0]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 1, columns), w[1]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 2, columns), w[2]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v, columns), w[3]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 1, columns), w[4]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 2, columns), w[5]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z, columns), w[6]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 1, columns), w[7]);
+            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 2, columns), w[8]);
+        }
+        to -= back * channels;
+        vstrbq_scatter_offset_s32(to, places, minitl_narrow4(sum, factor, minus_right, k->out_zero, low, high));
+        to += 4 * channels;
+        p += 4 * across, q += 4 * across, s += 4 * across;
+    }
+#endif
+#ifdef MINITL_DSP
+    const uint32_t first0 = k->first[0], first1 = k->first[1], first2 = k->first[2];
+    const uint32_t second0 = k->second[0], second1 = k->second[1], second2 = k->second[2];
+    uint32_t u, v;
+    int32_t one, two;
+    if (across == 1) {
+        for (; count > 0; count -= 2) { /* two outputs from four columns */
+            MINITL_LOAD(u, v, p, 4);
+            one = minitl_cross(v, second0, minitl_both(u, first0, start));
+            two = minitl_cross(first0, u, minitl_both(v, second0, start));
+            MINITL_LOAD(u, v, q, 4);
+            one = minitl_cross(v, second1, minitl_both(u, first1, one));
+            two = minitl_cross(first1, u, minitl_both(v, second1, two));
+            MINITL_LOAD(u, v, s, 4);
+            one = minitl_cross(v, second2, minitl_both(u, first2, one));
+            two = minitl_cross(first2, u, minitl_both(v, second2, two));
+            *to = minitl_narrow(one, twice, right, odd, low, high);
+            to += channels;
+            if (count == 1) {
+                break;
+            }
+            *to = minitl_narrow(two, twice, right, odd, low, high);
+            to += channels;
+        }
+    } else {
+        for (; count > 0; count--) {
+            MINITL_LOAD(u, v, p, 4);
+            one = minitl_cross(v, second0, minitl_both(u, first0, start));
+            MINITL_LOAD(u, v, q, 4);
+            one = minitl_cross(v, second1, minitl_both(u, first1, one));
+            MINITL_LOAD(u, v, s, 4);
+            one = minitl_cross(v, second2, minitl_both(u, first2, one));
+            *to = minitl_narrow(one, twice, right, odd, low, high);
+            to += channels;
+        }
+    }
+#else
+    for (; count > 0; count--, to += channels) {
+        int32_t sum = start + p[0] * w[0] + p[1] * w[1] + p[2] * w[2];
+        sum += q[0] * w[3] + q[1] * w[4] + q[2] * w[5];
+        sum += s[0] * w[6] + s[1] * w[7] + s[2] * w[8];
+        *to = minitl_narrow(sum, twice, right, odd, low, high);
+        p += across, q += across, s += across;
+    }
+#endif
+}
+
 /* The same for a window of 3x3 pixels that moves by one or two columns. */
 static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
                                  const int32_t *twice, const int8_t *right, void *scratch)
 {
-    const int32_t channels = g->in_channels, room = minitl_ring_room(g), across = g->stride_across, low = g->low, high = g->high;
-    const int32_t width = g->in_width, height = g->in_height, down = g->stride_down, line = width * channels, zero = g->in_zero;
+    const int32_t channels = g->in_channels, room = minitl_ring_room(g), width = g->in_width, height = g->in_height, left = g->left;
+    const int32_t down = g->stride_down, line = width * channels, zero = g->in_zero, out_width = g->out_width;
     const int32_t last = (g->out_height - 1) * down - g->top; /* where the last window begins */
     minitl_half *const ring = (minitl_half *)scratch;
+    minitl_channel channel;
     int32_t k, i;
-#ifdef MINITL_HELIUM
-    const int32_t out_zero = g->out_zero;
-    const uint32x4_t steps = vidupq_n_u32(0, 1);
-    const uint32x4_t columns = vmulq_n_u32(steps, (uint32_t)across), places = vmulq_n_u32(steps, (uint32_t)channels);
-#else
-    const int32_t odd = 2 * g->out_zero + 1;
-#endif
+    channel.out_zero = g->out_zero;
+    channel.low = g->low;
+    channel.high = g->high;
+    channel.channels = channels;
+    channel.across = g->stride_across;
     minitl_ring_padding(ring, 3 * room, zero);
-    for (k = 0; k < channels; k++, kernel += 9) {
-        const int32_t start = bias[k], factor = twice[k], shift = right[k], out_width = g->out_width;
-        int32_t next = -g->top, top, w[9];
-        minitl_half *a = ring + g->left, *b = a + room, *c = b + room; /* the ring's rows, the oldest first */
-        int32_t from = k - g->top * line; /* row `next` of this channel */
+    for (k = 0; k < channels; k++) {
+        int32_t next = -g->top, from = k - g->top * line, top; /* the row that comes next, and where it begins */
+        minitl_half *a = ring, *b = a + room, *c = b + room; /* the ring's rows, the oldest first */
         int8_t *to = y + k;
-#ifdef MINITL_DSP
-        uint32_t first0, first1, first2, second0, second1, second2; /* of each row of w: columns 0 and 1, columns 1 and 2 */
-#endif
         for (i = 0; i < 9; i++) {
-            w[i] = kernel[i] - g->kernel_zero;
+            channel.weights[i] = *kernel++ - g->kernel_zero;
         }
 #ifdef MINITL_DSP
-        first0 = ((uint32_t)w[0] & 0xffffu) | (uint32_t)w[1] << 16;
-        first1 = ((uint32_t)w[3] & 0xffffu) | (uint32_t)w[4] << 16;
-        first2 = ((uint32_t)w[6] & 0xffffu) | (uint32_t)w[7] << 16;
-        second0 = ((uint32_t)w[1] & 0xffffu) | (uint32_t)w[2] << 16;
-        second1 = ((uint32_t)w[4] & 0xffffu) | (uint32_t)w[5] << 16;
-        second2 = ((uint32_t)w[7] & 0xffffu) | (uint32_t)w[8] << 16;
+        for (i = 0; i < 3; i++) {
+            const int32_t *const w = channel.weights + 3 * i;
+            channel.first[i] = ((uint32_t)w[0] & 0xffffu) | (uint32_t)w[1] << 16;
+            channel.second[i] = ((uint32_t)w[1] & 0xffffu) | (uint32_t)w[2] << 16;
+        }
 #endif
+        channel.start = bias[k];
+        channel.twice = twice[k];
+        channel.right = right[k];
         for (top = next; top <= last; top += down) {
-            const minitl_half *p, *q, *s;
-            int32_t n = out_width;
             if (next < top) { /* rows that no window sees */
                 from += (top - next) * line;
                 next = top;
@@ -666,74 +771,16 @@ static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window
             for (; next < top + 3; next++, from += line) {
                 minitl_half *const oldest = a;
                 if (next >= 0 && next < height) {
-                    minitl_ring_row(x + from, oldest, width, channels);
+                    minitl_ring_row(x + from, oldest + left, width, channels);
                 } else {
-                    minitl_ring_padding(oldest, width, zero);
+                    minitl_ring_padding(oldest + left, width, zero);
                 }
                 a = b;
                 b = c;
                 c = oldest;
             }
-            p = a - g->left, q = b - g->left, s = c - g->left;
-#if defined(MINITL_HELIUM)
-            for (; n > 0; n -= 4) {
-                const mve_pred16_t some = vctp32q((uint32_t)n);
-                int32x4_t sum = vdupq_n_s32(start);
-                for (i = 0; i < 3; i++) {
-                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(p + i, columns, some), w[i]);
-                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(q + i, columns, some), w[3 + i]);
-                    sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_z_s32(s + i, columns, some), w[6 + i]);
-                }
-                sum = minitl_narrow4(sum, vdupq_n_s32(factor), vdupq_n_s32(-shift), out_zero, low, high);
-                vstrbq_scatter_offset_p_s32(to, places, sum, some);
-                to += (n < 4 ? n : 4) * channels;
-                p += 4 * across, q += 4 * across, s += 4 * across;
-            }
-#elif defined(MINITL_DSP)
-            if (across == 1) {
-                for (; n > 0; n -= 2) { /* two outputs from four columns */
-                    int32_t one, two;
-                    uint32_t u, v;
-                    MINITL_LOAD(u, v, p, 4);
-                    one = minitl_cross(v, second0, minitl_both(u, first0, start));
-                    two = minitl_cross(first0, u, minitl_both(v, second0, start));
-                    MINITL_LOAD(u, v, q, 4);
-                    one = minitl_cross(v, second1, minitl_both(u, first1, one));
-                    two = minitl_cross(first1, u, minitl_both(v, second1, two));
-                    MINITL_LOAD(u, v, s, 4);
-                    one = minitl_cross(v, second2, minitl_both(u, first2, one));
-                    two = minitl_cross(first2, u, minitl_both(v, second2, two));
-                    *to = minitl_narrow(one, factor, shift, odd, low, high);
-                    to += channels;
-                    if (n == 1) {
-                        break;
-                    }
-                    *to = minitl_narrow(two, factor, shift, odd, low, high);
-                    to += channels;
-                }
-            } else {
-                for (; n > 0; n--) {
-                    int32_t one;
-                    uint32_t u, v;
-                    MINITL_LOAD(u, v, p, 4);
-                    one = minitl_cross(v, second0, minitl_both(u, first0, start));
-                    MINITL_LOAD(u, v, q, 4);
-                    one = minitl_cross(v, second1, minitl_both(u, first1, one));
-                    MINITL_LOAD(u, v, s, 4);
-                    one = minitl_cross(v, second2, minitl_both(u, first2, one));
-                    *to = minitl_narrow(one, factor, shift, odd, low, high);
-                    to += channels;
-                }
-            }
-#else
-            for (; n > 0; n--, to += channels) {
-                int32_t sum = start + p[0] * w[0] + p[1] * w[1] + p[2] * w[2];
-                sum += q[0] * w[3] + q[1] * w[4] + q[2] * w[5];
-                sum += s[0] * w[6] + s[1] * w[7] + s[2] * w[8];
-                *to = minitl_narrow(sum, factor, shift, odd, low, high);
-                p += across, q += across, s += across;
-            }
-#endif
+            minitl_row_3x3(a, b, c, to, out_width, &channel);
+            to += out_width * channels;
         }
     }
 }
