@@ -92,14 +92,16 @@ def _recipe(graph: IntegerGraph, answers: int, notes: list[str]) -> Recipe | Non
     if len(image.shape) != 3 or image.shape[2] != 3:
         notes.append(f"its input has shape {image.shape} and is no colour picture: preprocessing is up to you")
         return None
-    mean, std = float(image.zero_point + 128), float(f"{1 / image.scale:.6g}")  # a float32 scale has no more digits
+    mean, std = float(image.zero_point + 128), float(f"{1 / image.scale:.6g}")  # 127.5 where float32 made it 127.4999924
+    if not math.isclose(1 / std, image.scale, rel_tol=5e-7):
+        std = float(f"{1 / image.scale:.9g}")
     resize = "crop" if answers in IMAGENET else "squash"
     try:
         recipe = Recipe(image.shape[0], image.shape[1], (mean,) * 3, (std,) * 3, resize)
         scale, zero = recipe.input_quantisation
     except MinitlError:  # sizes and scales that no picture has
         scale, zero = 0.0, 0
-    if zero != image.zero_point or not math.isclose(scale, image.scale, rel_tol=1e-5):
+    if zero != image.zero_point or not math.isclose(scale, image.scale, rel_tol=1e-6):
         notes.append(f"no pixels give an input of scale {image.scale:.6g} and zero point {image.zero_point}: preprocessing is up to you")
         return None
     how = "the centre is cut out" if resize == "crop" else "the whole picture is squashed to size"
