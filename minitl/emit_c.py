@@ -221,7 +221,7 @@ def _window(context: Context, i: int, op: Conv2D | DepthwiseConv2D | Pool | Pad 
 
 
 def _weights(context: Context, i: int, op: Weighted, kernel: np.ndarray) -> list[str]:
-    """Registers kernel (in the order in which C reads it), bias (with the input's zero point folded in), doubled multiplier, shift to the right."""
+    """Registers kernel (in C's order), bias (with the input's zero point folded in), doubled multiplier, shift to the right."""
     zero = context.graph.ends(op)[0][0].zero_point
     folded = op.bias.astype(np.int64) - zero * (op.kernel.astype(np.int64) - op.kernel_zero).reshape(-1, len(op.bias)).sum(0)
     assert np.abs(folded).max() < 2**31, "Weighted.check_parameters proves this"
@@ -255,7 +255,22 @@ def _conv2d(context: Context, i: int, op: Op) -> list[str]:
     return [context.call(kernel, context.at(op.inputs[0]), context.at(op.output), window, *weights, context.scratch(i))]
 
 
+def _pointwise_depthwise(context: Context, i: int, op: Op) -> list[str]:
+    """Op number i - 1, a pointwise convolution, inside of op number i."""
+    first = context.graph.ops[i - 1]
+    assert isinstance(first, Conv2D) and isinstance(op, DepthwiseConv2D)
+    numbers = [
+        _window(context, i - 1, first),
+        *_weights(context, i - 1, first, _rows(first.kernel.transpose(3, 0, 1, 2), first.kernel.shape[3])),
+    ]
+    numbers += [_window(context, i, op), *_weights(context, i, op, op.kernel.transpose(2, 0, 1))]
+    ends = context.at(first.inputs[0]), context.at(op.output), context.scratch(i)
+    return [context.call("pointwise_depthwise_3x3", *ends, *numbers)]
+
+
 def _depthwise_conv2d(context: Context, i: int, op: Op) -> list[str]:
+    if i - 1 in context.plan.fused:
+        return _pointwise_depthwise(context, i, op)
     assert isinstance(op, DepthwiseConv2D)
     kernel = "depthwise_3x3" if op.kernel.shape[:2] == (3, 3) and op.strides[1] <= 2 else "depthwise_conv2d"
     weights = _weights(context, i, op, op.kernel.transpose(2, 0, 1))
@@ -536,6 +551,9 @@ def _compile(graph: IntegerGraph, name: str) -> tuple[Context, list[str]]:
     context = Context(graph, memory.plan(graph), Constants(name))
     calls = []
     for i, op in enumerate(graph.ops):
+        if i in context.plan.fused:
+            calls.append(f"    /* {_describe(graph, i, op)}, inside of the next, row by row */\n")
+            continue
         lines = EMITTERS[type(op)](context, i, op)
         lines.append(f"{name.upper()}_AFTER({i}, {context.at(op.output)}, {graph.tensors[op.output].size})")
         calls.append(f"    /* {_describe(graph, i, op)} */\n" + "".join(f"    {line}\n" for line in lines))
@@ -545,10 +563,11 @@ def _compile(graph: IntegerGraph, name: str) -> tuple[Context, list[str]]:
 def _needs(graph: IntegerGraph) -> dict[str, int]:
     """The macros that leave out of the kernels what this network does not need."""
     weighted = [op for op in graph.ops if isinstance(op, Weighted)]
-    others = [shift for op in graph.ops for shift in (op.shifts if isinstance(op, Add) else [getattr(op, "shift", 0)]) if np.isscalar(shift)]
+    shifts = [int(op.shift.max()) for op in weighted] + [op.shift for op in graph.ops if isinstance(op, (GlobalMean, Requantise))]
+    shifts += [max(op.shifts) for op in graph.ops if isinstance(op, Add)]
     ends = [(getattr(op, "act_min", -128), getattr(op, "act_max", 127)) for op in graph.ops]
     return {
-        "LEFT_SHIFTS": int(any((op.shift > 0).any() for op in weighted) or any(shift > 0 for shift in others)),
+        "LEFT_SHIFTS": int(max(shifts, default=0) > 0),
         "CLAMPS": int(any(end != (-128, 127) for end in ends)),
         "KERNEL_ZEROS": int(any(op.kernel_zero for op in weighted)),
     }
@@ -661,7 +680,7 @@ def _object(constants: Constants, blob: bool) -> str:
     if not blob:
         return f"static const {struct} {name}_constants = {{\n{constants.initialiser()}\n}};\n"
     return (
-        f"{struct};\n#ifdef __cplusplus\nextern \"C\"\n#else\nextern\n#endif\n"
+        f'{struct};\n#ifdef __cplusplus\nextern "C"\n#else\nextern\n#endif\n'
         f"const struct {name}_weights {name}_constants; /* {name}_weights.S */\n"
     )
 
@@ -701,13 +720,11 @@ def _manual(
         f"    puts({name}_class_names[best]);",
     ]
     if blob:
-        lines.append(
-            f"The weights are in {name}_weights.bin; compile {name}_weights.S with the rest. A run returns 2 if they belong to another header."
-        )
+        lines.append(f"The weights are in {name}_weights.bin: compile {name}_weights.S, too. A run returns 2 if they are another header's.")
     lines += _paragraph(
         f"THE IMAGE. int8_t image[{upper}_INPUT_BYTES], {_shape(image.shape)}.",
-        f"{name}_image() is its place inside the arena, where it costs nothing and is overwritten by the run. An image anywhere else is only "
-        "read, and copied there first.",
+        f"{name}_image() is its place inside the arena, where it costs nothing and is overwritten by the run. An image anywhere else "
+        "is only read, and copied there first.",
         *(_recipe_words(recipe, upper) if recipe is not None else ["Order: rows, columns, channels."]),
         scale("INPUT", image),
     )
@@ -717,16 +734,20 @@ def _manual(
     )
     lines += _paragraph(
         "MEMORY, known before compiling.",
-        f"RAM: {size.arena:,} bytes, the arena, in which the image and all scratch memory lie. {name}_run has a static one, so that two calls "
-        f"must not run at the same time. If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, logits) with "
-        f"{upper}_ARENA_BYTES bytes of yours, aligned to 4, free for other use between calls; the image may lie in it at {upper}_IMAGE_OFFSET.",
+        f"RAM: {size.arena:,} bytes, the arena, in which the image and all scratch memory lie. {name}_run has a static one, so that two "
+        f"calls must not run at the same time. If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, "
+        f"logits) with {upper}_ARENA_BYTES bytes of yours, aligned to 4, free for other use between calls; the image may lie in them at "
+        f"{upper}_IMAGE_OFFSET.",
         f"Stack: below {STACK:,} bytes ({upper}_STACK_BYTES; gcc on Cortex-M, every level). No recursion, no heap.",
-        f"Flash: {size.flash:,} bytes of constants ({parts}), and below {CODE:,} bytes of code ({upper}_CODE_BYTES; gcc on Cortex-M, every level).",
-        f"Arena and constants are held by compile-time checks; define {upper}_RAM_LIMIT (arena and stack) or {upper}_FLASH_LIMIT (constants "
-        "and code) and the compiler holds yours, too.",
+        f"Flash: {size.flash:,} bytes of constants ({parts}), and below {CODE:,} bytes of code ({upper}_CODE_BYTES; gcc on Cortex-M, "
+        "every level).",
+        f"Arena and constants are held by compile-time checks; define {upper}_RAM_LIMIT (arena and stack) or {upper}_FLASH_LIMIT "
+        "(constants and code) and the compiler holds yours, too.",
     )
     lines += _paragraph(
-        "WORK.", f"{graph.macs():,} multiplications with a weight (MACs) per image in {len(graph.ops)} operations.", *map(comment_text, notes)
+        "WORK.",
+        f"{graph.macs():,} multiplications with a weight (MACs) per image in {len(graph.ops)} operations.",
+        *map(comment_text, notes),
     )
     lines += _paragraph(
         "MACROS to define before the implementation.",

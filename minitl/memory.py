@@ -5,8 +5,9 @@ allocated. The image is in it, and the room that a kernel needs while it works (
 is no copy: its tensors share one place.
 
 An output may be written over an input that dies, as far as the order in which the C kernels read and write allows: overlap() and
-scratch_bytes() below state that order as numbers, and tests/test_memory.py executes it. Left out: orders of the operations other than
-the graph's, two operations at a time, and proof that a plan is the smallest; lower_bound() says how far from it it can be.
+scratch_bytes() below state that order as numbers, and tests/test_memory.py executes it. Where a pointwise convolution makes the memory
+so large, and a 3x3 depthwise one reads it, both run together, row by row, and the tensor between them never exists (Plan.fused). Left
+out: orders of the operations other than the graph's, and proof that a plan is the smallest; lower_bound() says how far it can be.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ IMAGE, TENSOR, SCRATCH = "image", "tensor", "scratch"
 
 ALIGNMENT = 4
 """Every buffer begins at a multiple of so many bytes."""
+
+WORTH = 0.95
+"""Operations are fused where that brings the arena below so many times what it was: it costs some instructions."""
 
 TRIES = 20_000
 """Buffers placed while searching for a better plan, a tenth of a second. Of 60 networks of 25 random layers 34 are above the lower
@@ -79,6 +83,31 @@ def overlap(op: Op, ins: list[Tensor], out: Tensor) -> tuple[int, float] | None:
     return None
 
 
+def is_fusable(first: Op, second: Op) -> bool:
+    """Whether a kernel exists for two operations at once, the second of which alone reads what the first one makes."""
+    if not (isinstance(first, Conv2D) and is_pointwise(first) and isinstance(second, DepthwiseConv2D)):
+        return False
+    return second.inputs == (first.output,) and second.kernel.shape[:2] == (3, 3) and second.strides[1] <= 2
+
+
+def fused_scratch_bytes(first: Op, second: Op, ins: list[Tensor], middle: Tensor) -> int:
+    """The scratch of both kernels one after the other, and three rows of the tensor between them."""
+    rows = 3 * middle.shape[1] * middle.shape[2]
+    return scratch_bytes(first, ins) + scratch_bytes(second, [middle]) + aligned(rows)
+
+
+def fused_overlap(second: Op, ins: list[Tensor], middle: Tensor, out: Tensor) -> tuple[int, float]:
+    """As overlap(): a row of the output is written after the rows of the input that it needs, all columns, were read."""
+    assert isinstance(second, DepthwiseConv2D)
+    (h, w, c), (oh, ow, o) = ins[0].shape, out.shape
+    ahead = 0
+    for r in range(oh):
+        read = r * second.strides[0] - second.padding[0] + 3
+        if read < h:  # later nothing of the input is needed
+            ahead = max(ahead, (r + 1) * ow * o - max(read, 0) * w * c)
+    return ahead, math.inf
+
+
 def _least(
     x: tuple[int, ...], y: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, int], before: tuple[int, int], together: int
 ) -> int:
@@ -121,6 +150,7 @@ class Plan:
     """where: tensor name -> (LOGITS | ARENA, byte offset). size: bytes of the arena, a multiple of 4. image: offset of the image.
 
     scratch: number of an op -> offset of its scratch, for ops that need one. buffers: (buffer, offset) by birth.
+    fused: numbers of the ops that run inside of the next one; what they make is nowhere.
     """
 
     where: dict[str, tuple[str, int]]
@@ -128,6 +158,7 @@ class Plan:
     buffers: tuple[tuple[Buffer, int], ...]
     scratch: dict[int, int]
     image: int
+    fused: frozenset[int] = frozenset()
 
 
 def roots(graph: IntegerGraph) -> dict[str, str]:
@@ -138,52 +169,76 @@ def roots(graph: IntegerGraph) -> dict[str, str]:
     return root
 
 
-def buffers(graph: IntegerGraph) -> list[Buffer]:
+def reads(graph: IntegerGraph, fused: frozenset[int]) -> list[tuple[str, ...]]:
+    """The names of the tensors that each op reads from memory: a fused one none, since the next op reads them for it."""
+    found = [() if i in fused else op.inputs for i, op in enumerate(graph.ops)]
+    for i in fused:
+        found[i + 1] = graph.ops[i].inputs
+    return found
+
+
+def buffers(graph: IntegerGraph, fused: frozenset[int] = frozenset()) -> list[Buffer]:
     """The arena's tenants by birth: the image, every tensor that is not the logits, and the scratch of every op that needs one.
 
     A residual lives until its Add, a tensor that nobody reads dies where it is born (it is still written).
     """
     root = roots(graph)
     born, last = {graph.input: -1}, {graph.input: -1}
-    for i, op in enumerate(graph.ops):
-        born.setdefault(root[op.output], i)
-        for name in (*op.inputs, op.output):
+    scratch = []
+    for i, (op, names) in enumerate(zip(graph.ops, reads(graph, fused), strict=True)):
+        for name in names:
             last[root[name]] = i
+        if i in fused:
+            continue
+        born.setdefault(root[op.output], i)
+        last[root[op.output]] = i
+        ins = [graph.tensors[name] for name in names]
+        if i - 1 in fused:
+            size = fused_scratch_bytes(graph.ops[i - 1], op, ins, graph.tensors[op.inputs[0]])
+        else:
+            size = scratch_bytes(op, ins)
+        if size:
+            scratch.append(Buffer((), size, i, i, SCRATCH))
     tenants = []
     for name in born:
         if name != root[graph.output] or name == graph.input:
             names = tuple(n for n in root if root[n] == name)
             tenants.append(Buffer(names, graph.tensors[name].size, born[name], last[name], IMAGE if name == graph.input else TENSOR))
-    for i, op in enumerate(graph.ops):
-        if size := scratch_bytes(op, graph.ends(op)[0]):
-            tenants.append(Buffer((), size, i, i, SCRATCH))
-    return sorted(tenants, key=lambda tenant: tenant.first)
+    return sorted(tenants + scratch, key=lambda tenant: tenant.first)
 
 
 Overlaps = dict[tuple[int, int], tuple[int, float]]
 """(number of a dying input's buffer, number of the output's): (least, most) as from overlap(), the least a multiple of 4."""
 
 
-def overlaps(graph: IntegerGraph, tenants: list[Buffer]) -> Overlaps:
+def overlaps(graph: IntegerGraph, tenants: list[Buffer], fused: frozenset[int] = frozenset()) -> Overlaps:
     """The pairs of tenants that may overlap although they meet."""
     number = {name: k for k, tenant in enumerate(tenants) for name in tenant.tensors}
     root, found = roots(graph), {}
-    for i, op in enumerate(graph.ops):
+    for i, (op, names) in enumerate(zip(graph.ops, reads(graph, fused), strict=True)):
         y = number.get(op.output)
-        allowed = None if y is None or root[op.output] != op.output else overlap(op, *graph.ends(op))
-        for x in {number.get(name) for name in op.inputs} if allowed else ():
+        if y is None or root[op.output] != op.output:
+            continue
+        ins, out = [graph.tensors[name] for name in names], graph.tensors[op.output]
+        allowed = fused_overlap(op, ins, graph.tensors[op.inputs[0]], out) if i - 1 in fused else overlap(op, ins, out)
+        for x in {number.get(name) for name in names} if allowed else ():
             if x is not None and y is not None and allowed and tenants[x].last == i:
                 found[x, y] = aligned(allowed[0]), allowed[1]
     return found
 
 
-def lower_bound(graph: IntegerGraph) -> int:
-    """Bytes that no plan can do without: at every op, what lives and may not overlap, and the least that its overlaps span.
+def lower_bound(graph: IntegerGraph, fused: frozenset[int] = frozenset()) -> int:
+    """Bytes that no plan that fuses these ops can do without."""
+    return max(_needed(graph, fused))
+
+
+def _needed(graph: IntegerGraph, fused: frozenset[int]) -> list[int]:
+    """Before the first op and at every op: what lives and may not overlap, and the least that its overlaps span.
 
     The first `least` bytes of an output belong to no input that it overlaps, since all of those begin later.
     """
-    tenants = buffers(graph)
-    pairs = overlaps(graph, tenants)
+    tenants = buffers(graph, fused)
+    pairs = overlaps(graph, tenants, fused)
     needed = [aligned(graph.tensors[graph.input].size)]
     for i in range(len(graph.ops)):
         alive = {k: aligned(tenant.size) for k, tenant in enumerate(tenants) if tenant.first <= i <= tenant.last}
@@ -193,7 +248,7 @@ def lower_bound(graph: IntegerGraph) -> int:
             (y, least) = min(here.values(), key=lambda pair: pair[1])
             apart += max(alive[y], sum(alive[x] for x in here) + min(least, alive[y]))
         needed.append(apart)
-    return max(needed)
+    return needed
 
 
 # ---- places --------------------------------------------------------------------------------------------------------------------
@@ -273,10 +328,33 @@ def place(tenants: list[Buffer], pairs: Overlaps, bound: int) -> list[int]:
 
 
 def plan(graph: IntegerGraph) -> Plan:
-    """The arena of a graph. The logits are written in place, so they cost no arena; the image's place is free for others later."""
-    tenants = buffers(graph)
-    pairs = overlaps(graph, tenants)
-    placed = tuple(zip(tenants, place(tenants, pairs, lower_bound(graph)), strict=True))
+    """The arena of a graph. The logits are written in place, so they cost no arena; the image's place is free for others later.
+
+    Operations are fused where the most memory is needed, again and again, as long as that helps; see WORTH.
+    """
+    best = apart = _plan(graph, frozenset())
+    pairs = {i for i, (first, second) in enumerate(zip(graph.ops, graph.ops[1:], strict=False)) if is_fusable(first, second)}
+    pairs -= {i for i in pairs if _readers(graph, graph.ops[i].output) > 1}
+    while True:
+        needed = _needed(graph, best.fused)[1:]
+        highest = {i for i, bytes_needed in enumerate(needed) if bytes_needed == max(needed)}
+        more = {i for i in pairs - best.fused if i in highest or i + 1 in highest}
+        trial = _plan(graph, best.fused | more) if more else best
+        if trial.size >= best.size:
+            return best if best.size < WORTH * apart.size else apart
+        best = trial
+
+
+def _readers(graph: IntegerGraph, name: str) -> int:
+    """How many read a tensor: operations, and the caller."""
+    return sum(op.inputs.count(name) for op in graph.ops) + (name == graph.output)
+
+
+def _plan(graph: IntegerGraph, fused: frozenset[int]) -> Plan:
+    """The plan that fuses these operations."""
+    tenants = buffers(graph, fused)
+    pairs = overlaps(graph, tenants, fused)
+    placed = tuple(zip(tenants, place(tenants, pairs, lower_bound(graph, fused)), strict=True))
     for i, (a, start) in enumerate(placed):
         assert start >= 0 and start % ALIGNMENT == 0
         for j, (b, other) in enumerate(placed):
@@ -286,7 +364,8 @@ def plan(graph: IntegerGraph) -> Plan:
             assert apart or least <= before <= most, f"{a.tensors} and {b.tensors} overlap"
     root = roots(graph)
     where = {name: (ARENA, offset) for buffer, offset in placed for name in buffer.tensors}
-    where |= {name: (LOGITS, 0) for name in root if name not in where}
+    nowhere = {graph.ops[i].output for i in fused}
+    where |= {name: (LOGITS, 0) for name in root if name not in where and name not in nowhere}
     where[graph.output] = (LOGITS, 0)  # even where it is the image under another shape: then the last reshape is a copy
     scratch = {buffer.first: offset for buffer, offset in placed if buffer.kind == SCRATCH}
-    return Plan(where, max(offset + aligned(b.size) for b, offset in placed), placed, scratch, where[graph.input][1])
+    return Plan(where, max(offset + aligned(b.size) for b, offset in placed), placed, scratch, where[graph.input][1], fused)

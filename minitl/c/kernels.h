@@ -627,7 +627,7 @@ static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_win
     }
 }
 
-/* == depthwise_3x3 (needs narrow, ring, words) == */
+/* == row_3x3 (needs narrow, ring, words) == */
 
 /* What one channel needs: weights, bias, doubled multiplier, shift to the right; and what all share. */
 typedef struct {
@@ -730,7 +730,36 @@ static MINITL_APART void minitl_row_3x3(const minitl_half *p, const minitl_half 
 #endif
 }
 
-/* The same for a window of 3x3 pixels that moves by one or two columns. */
+static void minitl_share(minitl_channel *channel, const minitl_window *g)
+{
+    channel->out_zero = g->out_zero;
+    channel->low = g->low;
+    channel->high = g->high;
+    channel->channels = g->in_channels;
+    channel->across = g->stride_across;
+}
+
+static void minitl_choose(minitl_channel *channel, const int8_t *kernel, int32_t kernel_zero, int32_t bias, int32_t twice, int32_t right)
+{
+    int32_t i;
+    for (i = 0; i < 9; i++) {
+        channel->weights[i] = kernel[i] - kernel_zero;
+    }
+#ifdef MINITL_DSP
+    for (i = 0; i < 3; i++) {
+        const int32_t *const w = channel->weights + 3 * i;
+        channel->first[i] = ((uint32_t)w[0] & 0xffffu) | (uint32_t)w[1] << 16;
+        channel->second[i] = ((uint32_t)w[1] & 0xffffu) | (uint32_t)w[2] << 16;
+    }
+#endif
+    channel->start = bias;
+    channel->twice = twice;
+    channel->right = right;
+}
+
+/* == depthwise_3x3 (needs row_3x3) == */
+
+/* minitl_depthwise_conv2d for a window of 3x3 pixels that moves by one or two columns. */
 static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
                                  const int32_t *twice, const int8_t *right, void *scratch)
 {
@@ -739,30 +768,14 @@ static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window
     const int32_t last = (g->out_height - 1) * down - g->top; /* where the last window begins */
     minitl_half *const ring = (minitl_half *)scratch;
     minitl_channel channel;
-    int32_t k, i;
-    channel.out_zero = g->out_zero;
-    channel.low = g->low;
-    channel.high = g->high;
-    channel.channels = channels;
-    channel.across = g->stride_across;
+    int32_t k;
+    minitl_share(&channel, g);
     minitl_ring_padding(ring, 3 * room, zero);
     for (k = 0; k < channels; k++) {
         int32_t next = -g->top, from = k - g->top * line, top; /* the row that comes next, and where it begins */
         minitl_half *a = ring, *b = a + room, *c = b + room; /* the ring's rows, the oldest first */
         int8_t *to = y + k;
-        for (i = 0; i < 9; i++) {
-            channel.weights[i] = *kernel++ - g->kernel_zero;
-        }
-#ifdef MINITL_DSP
-        for (i = 0; i < 3; i++) {
-            const int32_t *const w = channel.weights + 3 * i;
-            channel.first[i] = ((uint32_t)w[0] & 0xffffu) | (uint32_t)w[1] << 16;
-            channel.second[i] = ((uint32_t)w[1] & 0xffffu) | (uint32_t)w[2] << 16;
-        }
-#endif
-        channel.start = bias[k];
-        channel.twice = twice[k];
-        channel.right = right[k];
+        minitl_choose(&channel, kernel + 9 * k, g->kernel_zero, bias[k], twice[k], right[k]);
         for (top = next; top <= last; top += down) {
             if (next < top) { /* rows that no window sees */
                 from += (top - next) * line;
@@ -781,6 +794,54 @@ static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window
             }
             minitl_row_3x3(a, b, c, to, out_width, &channel);
             to += out_width * channels;
+        }
+    }
+}
+
+/* == pointwise_depthwise_3x3 (needs matrix, row_3x3) == */
+
+/* A pointwise convolution and a depthwise one of 3x3 that reads it, row by row: of what lies between them only three rows exist.
+   y may overlap x as long as it stays behind the rows still needed. scratch: that of both kernels and the three rows. */
+static void minitl_pointwise_depthwise_3x3(const int8_t *x, int8_t *y, void *scratch, const minitl_window *g, const int8_t *kernel_g,
+                                           const int32_t *bias_g, const int32_t *twice_g, const int8_t *right_g, const minitl_window *h,
+                                           const int8_t *kernel_h, const int32_t *bias_h, const int32_t *twice_h, const int8_t *right_h)
+{
+    const minitl_kernel mix = {kernel_g, bias_g, twice_g, right_g};
+    const int32_t inputs = g->in_channels, channels = h->in_channels, width = h->in_width, height = h->in_height, line = width * channels;
+    const int32_t room = minitl_ring_room(h), zero = h->in_zero;
+    minitl_half *const ring = (minitl_half *)((int8_t *)scratch + 4 * ((inputs + 7) & ~(int32_t)7));
+    minitl_half *const first = ring + h->left, *const second = first + room, *const third = second + room;
+    int8_t *a = (int8_t *)(ring + 3 * room), *b = a + line, *c = b + line; /* the three rows, the oldest first */
+    int32_t next = -h->top, r, k, i;
+    minitl_channel channel;
+    minitl_share(&channel, h);
+    minitl_ring_padding(ring, 3 * room, zero);
+    for (r = 0; r < h->out_height; r++, y += h->out_width * channels) {
+        const int32_t top = r * h->stride_down - h->top;
+        for (next = next < top ? top : next; next < top + 3; next++) {
+            int8_t *const oldest = a;
+            for (i = 0; i < width && next >= 0 && next < height; i += 2) {
+                const int32_t pair = i + 1 < width ? 1 : 0;
+                const int8_t *const from = x + (next * width + i) * inputs;
+                int8_t *const to = oldest + i * channels;
+                minitl_matrix(from, from + pair * inputs, to, to + pair * channels, inputs, g, mix, scratch);
+            }
+            a = b;
+            b = c;
+            c = oldest;
+        }
+        for (k = 0; k < channels; k++) {
+            const int8_t *const rows[3] = {a, b, c};
+            minitl_half *const places[3] = {first, second, third};
+            for (i = 0; i < 3; i++) {
+                if (top + i >= 0 && top + i < height) {
+                    minitl_ring_row(rows[i] + k, places[i], width, channels);
+                } else {
+                    minitl_ring_padding(places[i], width, zero);
+                }
+            }
+            minitl_choose(&channel, kernel_h + 9 * k, h->kernel_zero, bias_h[k], twice_h[k], right_h[k]);
+            minitl_row_3x3(ring, ring + room, ring + 2 * room, y + k, h->out_width, &channel);
         }
     }
 }
