@@ -37,8 +37,6 @@ SUPPORTED = (
     *WEIGHTED, "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "ADD", "CONCATENATION", "PAD", "RESHAPE", "SQUEEZE", "SOFTMAX", "QUANTIZE",
     "DEQUANTIZE", "RELU", "RELU6",
 )  # fmt: skip
-IDENTITY = (1 << 30, 1)
-"""(multiplier, shift) that leaves every integer as it is."""
 
 LARGEST_VALUE = 1 << 26
 """Bytes of the largest tensor between two layers; more is no network for a microcontroller."""
