@@ -13,22 +13,26 @@ import io
 import json
 import os
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import demo, model, transfer
-from .emit_c import check_name, figures, identifier_from
+from . import demo, emit_c, memory, model, network_report, projects, qemu, transfer
+from .delivery import deliver
+from .emit_c import Header, check_name, identifier_from
 from .errors import MinitlError
 from .features import default_cache
 from .files import printable, write_atomically, write_together
 from .folders import Item, find_photos, list_folder
+from .folding import fold
 from .images import PhotoError, read_photos
-from .model import Model
+from .model import Deployment, Model
 from .report import draw, to_png
 from .training import Epoch
 from .transfer import Notify, Run
@@ -41,6 +45,8 @@ GUIDE = """\
 the usual way:
   minitl train PHOTOS --weights mobilenet.tflite -o out     photos/CLASS/*.jpg -> out/model.npz, out/model.h, out/report.png
   minitl predict out/model.npz new.jpg                      what is on a photo?
+  minitl report out/model.npz                               what does the int8 network cost, layer by layer?
+  minitl export out/model.npz --arduino ~/Arduino/libraries/animals
   minitl vectors out/model.npz PHOTOS -o check              inputs and answers, to test your own firmware with
 
 `minitl COMMAND --help` explains a command. Exit codes: 0 done, 1 a mistake in a file or folder, 2 usage, 130 Ctrl-C."""
@@ -200,13 +206,12 @@ def write_run(run: Run, out: Path, name: str) -> None:
 
 def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
-    val, integer = run.report["val"], run.model.quantise()
-    size = figures(integer, run.model.classes)
+    val = run.report["val"]
     best, epochs = run.report["best_epoch"], len(run.report["history"])
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
         f"kept: epoch {best} of {epochs}" if best else f"kept: the classifier trained alone; none of {epochs} further epochs did better",
-        f"int8 network: {integer.macs():,} MACs an image, {size.arena:,} bytes of RAM, {sum(size.constants.values()):,} bytes of constants",
+        costs(run.model.deploy()),
     ]
     if run.report["skipped"]:
         lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
@@ -214,14 +219,27 @@ def summary(run: Run, out: Path) -> str:
     return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS)}"])
 
 
+def costs(network: Deployment) -> str:
+    """What an int8 network takes, exactly or at most."""
+    size = network.figures()
+    return (
+        f"int8 network: {network.graph.macs():,} MACs an image; RAM: {size.arena:,} bytes, below {emit_c.STACK:,} of stack; "
+        f"flash: {size.flash:,} bytes of constants, below {emit_c.CODE:,} of code"
+    )
+
+
+def proof(network: Deployment) -> list[str]:
+    """What was left out of an int8 network, in lines for a terminal."""
+    return [row for line in network.summary for row in textwrap.wrap(line, 120, subsequent_indent="  ")]
+
+
 def command_evaluate(arguments: argparse.Namespace) -> int:
     """How good is a model on labelled photos?"""
-    loaded = model.load(arguments.model)
-    loaded.needs_classifier()
-    listing = list_folder(arguments.photos, loaded.classes)
+    network = open_network(arguments)
+    listing = list_folder(arguments.photos, network.classes)
     items = validation_items(listing.items)
     console = Console(arguments.json)
-    result = transfer.evaluate(loaded, items, arguments.int8, console.counter("photos"))
+    result = transfer.evaluate(network, items, progress=console.counter("photos"))
     result.skipped[:0] = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
     note = "" if any(item.part for item in listing.items) else UNDIVIDED
     if arguments.json:
@@ -238,6 +256,15 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def open_network(arguments: argparse.Namespace) -> Model | Deployment:
+    """The network that a command is to ask: with --int8 as a header computes it."""
+    if arguments.int8:
+        return model.deployable(arguments.model)
+    loaded = model.load(arguments.model)
+    loaded.needs_classifier()
+    return loaded
+
+
 def validation_items(items: Sequence[Item]) -> list[Item]:
     """Where a folder is divided, its validation photos; else all."""
     return [item for item in items if item.part == "val"] or list(items)
@@ -245,7 +272,7 @@ def validation_items(items: Sequence[Item]) -> list[Item]:
 
 def command_predict(arguments: argparse.Namespace) -> int:
     """What is on these photos?"""
-    loaded = model.load(arguments.model)
+    network = open_network(arguments)
     paths: list[Path] = []
     named = set()
     problems: list[tuple[str, str]] = []
@@ -254,7 +281,7 @@ def command_predict(arguments: argparse.Namespace) -> int:
         paths += found
         named |= set() if Path(given).is_dir() else {Path(given)}
         problems += [(s.name, s.reason) for s in passed]
-    answers = loaded.predict(paths, arguments.int8)
+    answers = network.predict(paths)
     problems += [(str(a.path), a.problem) for a in answers if a.problem]
     good = [a for a in answers if not a.problem]
     if arguments.json:
@@ -276,12 +303,166 @@ def command_predict(arguments: argparse.Namespace) -> int:
 
 
 def command_export(arguments: argparse.Namespace) -> int:
-    """Model -> C header."""
-    out = Path(arguments.output)
-    text = model.load(arguments.model).emit(arguments.name or identifier_from(out.name), out.name)
-    write_atomically(out, text.encode())
-    print(f"written: {out}")
+    """Model -> C header, folders that are ready to build."""
+    given = [Path(path) for path in (arguments.output, arguments.arduino, arguments.project) if path]
+    if not given:
+        arguments.usage_error("nothing to write: give at least one of -o, --arduino and --project")
+    name = arguments.name or identifier_from(Path(os.path.abspath(given[0])).name)
+    check_name(name)
+    console = Console()
+    network = model.deployable(arguments.model, arguments.keep_constant)
+    for note in network.notes:
+        console.say(f"note: {note}")
+
+    def header(file: str) -> Header | str:
+        return network.emit_blob(name, file) if arguments.blob else network.emit(name, file)
+
+    files: dict[Path, bytes] = {}
+    if arguments.output:
+        out = given[0]
+        made = header(out.name)
+        files[out] = (made if isinstance(made, str) else made.text).encode()
+        if isinstance(made, Header):
+            for beside, data in ((f"{name}_weights.bin", made.blob), (f"{name}_weights.S", made.stub.encode())):
+                if Path(os.path.realpath(out)) == Path(os.path.realpath(out.with_name(beside))):
+                    raise MinitlError(f"{out} is the name of the weights beside the header: give the header another one")
+                files[out.with_name(beside)] = data
+    folders: dict[Path, dict[str, bytes]] = {}
+    if arguments.arduino or arguments.project:
+        made = header(f"{name}.h")
+        for folder, maker in ((arguments.arduino, projects.arduino), (arguments.project, projects.plain)):
+            if folder and Path(folder) in folders:
+                raise MinitlError(f"--arduino and --project are both {folder}: give them different folders")
+            if folder:
+                folders[Path(folder)] = maker(made, name, network.classes, network.recipe)
+    for line in deliver(files, folders, ("src/", "model/")):
+        console.say(f"note: {line}")
+    if isinstance(made, str) and len(made) > LARGE_TEXT:
+        console.say(f"note: the header has {len(made) / 1e6:.0f} MB of text, slow to compile; --blob puts the weights into their own file")
+    print("\n".join([costs(network), *proof(network)]))
+    print(f"written: {', '.join(printable(path) for path in (*files, *folders))}")
     return 0
+
+
+LARGE_TEXT = 4_000_000
+"""Characters of a header; gcc needs about a second for so many."""
+
+
+def command_report(arguments: argparse.Namespace) -> int:
+    """What an int8 network costs, and where it loses accuracy."""
+    network = model.deployable(arguments.model, arguments.keep_constant)
+    console = Console(arguments.json)
+    notes = list(network.notes)
+    graph, plan = network.graph, memory.plan(network.graph)
+    noise, count = None, 0
+    if arguments.photos and network.model is None:
+        notes.append("int8 is not compared with float: the file holds no float network")
+    elif arguments.photos and network.model:
+        images = some_photos(arguments, network.model, console, notes)
+        noise, count = network_report.signal_to_noise(fold(network.model.graph), network.original, images), len(images)
+    profile = None if arguments.no_qemu else count_instructions(network, arguments.core, notes)
+    rows = network_report.rows(graph, plan, profile.by_op if profile else (), noise)
+    trained = network.provenance.get("training")
+    accuracy = trained.get("val_accuracy", {}).get("int8") if isinstance(trained, dict) else None
+    if arguments.output:
+        page = network_report.draw_network(
+            printable(Path(arguments.model).name), rows, plan, flash=network.figures().flash, accuracy=accuracy, core=arguments.core,
+            facts=[costs(network), *measured(profile)], notes=network.removal.summary() if network.removal else (),
+        )  # fmt: skip
+        write_atomically(arguments.output, to_png(page))
+    if arguments.json:
+        print_json(report_facts(arguments, network, rows, profile, count, accuracy, notes))
+        return 0
+    print(network_report.table(rows))
+    print("\n".join(["", costs(network), *measured(profile), *proof(network)]))
+    if count:
+        print(f"dB: signal to noise of int8 against float on {count} photos; 6 dB are one bit")
+    if arguments.output:
+        print(f"written: {printable(arguments.output)}")
+    for note in notes:
+        console.say(f"note: {note}")
+    return 0
+
+
+def some_photos(arguments: argparse.Namespace, loaded: Model, console: Console, notes: list[str]) -> list[np.ndarray]:
+    """Preprocessed images (1, H, W, 3) float32 of at most --count photos, at even distances in the order of their names."""
+    paths = photos_of(arguments.photos, loaded.classes)
+    count = min(len(paths), arguments.count)
+    images, progress = [], console.counter("photos")
+    for done, (_, found) in enumerate(read_photos([paths[i * len(paths) // count] for i in range(count)], loaded.recipe), start=1):
+        if isinstance(found, PhotoError):
+            notes.append(f"skipped {found}")
+        else:
+            images.append(loaded.recipe.normalise(found[None]))
+        progress(done, count)
+    if not images:
+        raise MinitlError(f"none of the photos in {arguments.photos} that were tried can be read; the first: {notes[-count]}")
+    return images
+
+
+def photos_of(folder: str, classes: Sequence[str]) -> list[Path]:
+    """Where a folder is divided or has the model's classes, its validation photos; else any photos."""
+    try:
+        return [item.path for item in validation_items(list_folder(folder, classes).items)]
+    except MinitlError:  # not arranged in classes
+        return find_photos(folder)[0]
+
+
+def count_instructions(network: Deployment, core: str, notes: list[str]) -> qemu.Profile | None:
+    """A run on a simulated core; None, and a note, where that is not possible."""
+    if why := qemu.unavailable(core):
+        notes.append(f"instructions were not counted: {why}; --no-qemu leaves this out")
+        return None
+    image = emit_c.test_images(network.graph.tensors[network.graph.input].size)[0]
+    try:
+        return qemu.profile(network.emit("network"), "network", core, image)
+    except MinitlError as error:  # too large for the board
+        notes.append(f"instructions were not counted: {error}")
+        return None
+
+
+def measured(profile: qemu.Profile | None) -> list[str]:
+    """What a simulated core took, as a sentence; [] without."""
+    if profile is None:
+        return []
+    return [
+        f"{profile.core} under QEMU, gcc {' '.join(profile.flags)}: {profile.instructions:,} instructions an image; "
+        f"flash {profile.flash:,} bytes, {profile.code:,} of them code; RAM {profile.ram:,} bytes, {profile.stack:,} of them stack"
+    ]
+
+
+def report_facts(
+    arguments: argparse.Namespace,
+    network: Deployment,
+    rows: list[network_report.Row],
+    profile: qemu.Profile | None,
+    photos: int,
+    accuracy: float | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """All of `minitl report` as a dict."""
+    size = network.figures()
+    before = network_report.rows(network.original, memory.plan(network.original))
+    return {
+        "model": str(arguments.model),
+        "classes": network.classes,
+        "input": list(network.graph.tensors[network.graph.input].shape),
+        "rows": rows,
+        "macs": network.graph.macs(),
+        "ram": {"arena": size.arena, "stack_below": emit_c.STACK},
+        "flash": {"constants": size.flash, "by_purpose": size.constants, "code_below": emit_c.CODE},
+        "constant_channels": {
+            "removed": network.removal is not None,
+            "summary": network.removal.summary() if network.removal else [],
+            "macs_before": network.original.macs(),
+            "kernel_bytes_before": sum(row["kernel_bytes"] for row in before),
+        },
+        "measured": asdict(profile) | {"flash": profile.flash, "ram": profile.ram} if profile else None,
+        "snr_photos": photos,
+        "val_accuracy_int8": accuracy,
+        "sha256": network.graph.digest(),
+        "notes": notes,
+    }
 
 
 def command_convert(arguments: argparse.Namespace) -> int:
@@ -360,24 +541,21 @@ def describe(loaded: Model) -> dict[str, Any]:
 
 def command_vectors(arguments: argparse.Namespace) -> int:
     """Test vectors for a user's own firmware."""
-    loaded = model.load(arguments.model)
-    integer = loaded.quantise()
-    try:
-        paths = [item.path for item in validation_items(list_folder(arguments.photos, loaded.classes).items)]
-    except MinitlError:  # not arranged in classes: any photos will do
-        paths, _ = find_photos(arguments.photos)
+    network = model.deployable(arguments.model)
+    recipe = network.pictures()
+    paths = photos_of(arguments.photos, network.classes)
     out = Path(arguments.output)
     prepare_folder(out, arguments.photos)
     console = Console()
     progress = console.counter("photos")
     names, inputs, logits = [], [], []
-    for done, (path, found) in enumerate(read_photos(paths, loaded.recipe), start=1):
+    for done, (path, found) in enumerate(read_photos(paths, recipe), start=1):
         if isinstance(found, PhotoError):
             console.say(f"skipped {found}")
         else:
             names.append(str(path))
-            inputs.append(loaded.recipe.quantise_pixels(found[None]))
-            logits.append(integer.run(inputs[-1]))
+            inputs.append(recipe.quantise_pixels(found[None]))
+            logits.append(network.graph.run(inputs[-1]))
         progress(done, len(paths))
     if not names:
         raise MinitlError(f"none of the photos in {arguments.photos} can be read")
@@ -389,7 +567,7 @@ def command_vectors(arguments: argparse.Namespace) -> int:
             out / "names.txt": listing.encode(),
         }
     )
-    shape, classes = "x".join(map(str, loaded.graph.input_shape)), len(loaded.classes)
+    shape, classes = "x".join(map(str, inputs[0].shape[1:])), len(network.classes)
     print(f"written: {out}: {len(names)} photos; inputs.bin: int8 {shape} each; logits.bin: int8 {classes} each; names.txt")
     return 0
 
@@ -431,7 +609,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=details,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.set_defaults(function=function)
+        one.set_defaults(function=function, usage_error=one.error)
         return one
 
     train = command("train", command_train, "train a classifier on a folder of photos", TRAIN_DETAILS)
@@ -469,10 +647,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--top", type=positive, metavar="K", default=3, help="how many answers (default 3)")
     one.add_argument("--json", action="store_true")
 
-    one = command("export", command_export, "write a trained model as one C header", EXPORT_DETAILS)
-    one.add_argument("model", metavar="MODEL.npz")
-    one.add_argument("-o", "--output", metavar="model.h", required=True)
-    one.add_argument("--name", help="first part of all C names (default: the header's own name)")
+    one = command("export", command_export, "write a model as C: a header, an Arduino library, a project with a Makefile", EXPORT_DETAILS)
+    one.add_argument("model", metavar="MODEL", help="a trained .npz, or a .tflite that is int8 or uint8 throughout")
+    one.add_argument("-o", "--output", metavar="model.h", help="the header")
+    one.add_argument("--arduino", metavar="FOLDER", help="an Arduino library with an example, for the IDE's folder `libraries`")
+    one.add_argument("--project", metavar="FOLDER", help="a C project: `make` for this computer, `make arm` for Cortex-M")
+    one.add_argument("--name", help="first part of all C names (default: the header's own name, or the folder's)")
+    one.add_argument("--blob", action="store_true", help="weights as NAME_weights.bin and NAME_weights.S beside the header")
+    one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
+
+    one = command("report", command_report, "show what the int8 network costs, layer by layer", REPORT_DETAILS)
+    one.add_argument("model", metavar="MODEL", help="as for export")
+    one.add_argument("photos", metavar="PHOTOS", nargs="?", help="any photos: adds how far int8 is from float after every layer")
+    one.add_argument("-o", "--output", metavar="report.png", help="the same as a page, with a drawing of the memory")
+    one.add_argument("--core", choices=sorted(qemu.CORES), default="cortex-m4", help="where instructions are counted (default cortex-m4)")
+    one.add_argument("--no-qemu", action="store_true", help="do not count instructions")
+    one.add_argument("--count", type=positive, metavar="N", default=32, help="at most so many photos (default 32)")
+    one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
+    one.add_argument("--json", action="store_true", help="all of it as data")
 
     one = command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS)
     one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
@@ -485,7 +677,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true")
 
     one = command("vectors", command_vectors, "write inputs and exact answers, to test your own firmware with", VECTORS_DETAILS)
-    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("model", metavar="MODEL", help="as for export")
     one.add_argument("photos", metavar="PHOTOS")
     one.add_argument("-o", "--output", metavar="DIR", required=True)
 
@@ -497,7 +689,18 @@ def parser() -> argparse.ArgumentParser:
 
 FREEZE_HELP = "what stays as it is: all but the classifier (default), nothing, or everything up to LAYER"
 PREDICT_DETAILS = "Exit code 1 if a photo that was named, or all of them, cannot be read."
-EXPORT_DETAILS = "No photos are needed: the model remembers its calibration."
+KEEP_HELP = "keep channels that no image can change (they are proved and removed otherwise; every answer stays the same)"
+EXPORT_DETAILS = """\
+No photos are needed: a model remembers its calibration. Any .tflite made of the supported layers will do, and is computed bit for bit.
+Everything is written, or nothing. A folder may be exported into again: what you have changed in it stays as it is, and is named.
+
+  minitl export out/model.npz -o animals.h
+  minitl export vww_96_int8.tflite --arduino ~/Arduino/libraries/person --project person
+"""
+REPORT_DETAILS = """\
+RAM and flash are exact; instructions are counted with arm-none-eabi-gcc and qemu-system-arm where these are installed. The columns:
+flash: bytes of kernels, biases and factors; RAM: bytes of the arena that the layer may not lose; dB: signal to noise, int8 against float.
+"""
 INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in the last training."
 TRAIN_DETAILS = """\
 The backbone stays as it is; its features are computed once per photo and kept in a cache, a new softmax classifier is trained on

@@ -37,14 +37,13 @@ CHECK = """\
 
 int main(void)
 {
-    static int8_t image[%(name)s_INPUT_HEIGHT * %(name)s_INPUT_WIDTH * %(name)s_INPUT_CHANNELS];
     int8_t logits[%(name)s_CLASSES];
 #ifdef _WIN32
     _setmode(_fileno(stdin), _O_BINARY);
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
-    while (fread(image, 1, sizeof image, stdin) == sizeof image) {
-        if (model_run(image, logits) != 0 || fwrite(logits, 1, sizeof logits, stdout) != sizeof logits) { return 1; }
+    while (fread(model_image(), 1, %(name)s_INPUT_BYTES, stdin) == %(name)s_INPUT_BYTES) {
+        if (model_run(model_image(), logits) != 0 || fwrite(logits, 1, sizeof logits, stdout) != sizeof logits) { return 1; }
     }
     return 0;
 }

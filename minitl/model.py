@@ -6,6 +6,9 @@
     logits = model.forward(x)                    x: preprocessed float32 (N, H, W, 3); model.recipe makes it from photos
     header = model.emit("my_model")              int8, as one C header
 
+    network = model.deploy()                     the int8 network as it goes into a header, without its constant channels
+    network = deployable("quantised.tflite")     the same of a quantised file, or of a model of ours
+
 In: files, photos, arrays. Out: the same, and new models; only freeze() and what trains change a model in place. Left out: the course of
 a whole training run from a folder to files (transfer.py).
 """
@@ -14,20 +17,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import emit_c, importers, kernels, weights
+from . import constant_channels, emit_c, importers, kernels, weights
 from .architectures import build, complete, feature_node
+from .constant_channels import Removal
+from .emit_c import Figures, Header
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folding import fold
 from .graph import Graph
 from .images import PhotoError, Recipe, read_photos
+from .importers import hdf5, tflite, tflite_int8
 from .integer import IntegerGraph
 from .layers import Array, Dense
 from .quantize import Calibration, calibrate, quantise
@@ -92,8 +98,7 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Names of the outputs; 'class 0', 'class 1', ... where the file does not know them. [] without a classifier."""
-        count = self.arguments["classes"] or 0
-        return self._weights.classes or [f"class {i}" for i in range(count)]
+        return self._weights.classes or _numbered(self.arguments["classes"] or 0)
 
     # ---- what it computes
 
@@ -115,27 +120,14 @@ class Model:
             raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
         return values
 
+    def logits(self, pixels: Array) -> Array:
+        """Prepared photos (N, H, W, 3) uint8 -> what the float network answers (N, classes) float32."""
+        return self.forward(self.recipe.normalise(pixels))
+
     def predict(self, photos: str | Path | Sequence[str | Path], int8: bool = False) -> list[Answer]:
         """An Answer for every photo, all classes sorted by probability. A photo that cannot be read gets an Answer with `problem`."""
         self.needs_classifier()
-        paths = [Path(photos)] if isinstance(photos, (str, Path)) else [Path(p) for p in photos]
-        integer = self.quantise() if int8 else None
-        return [
-            Answer(path, [], found.reason) if isinstance(found, PhotoError) else Answer(path, self._ranked(found, integer))
-            for path, found in read_photos(paths, self.recipe)
-        ]
-
-    def _ranked(self, photo: Array, integer: IntegerGraph | None) -> list[tuple[str, float]]:
-        logits = self.logits_int8(photo[None], integer) if integer else self.forward(self.recipe.normalise(photo[None]))
-        p = kernels.softmax(logits)[0]
-        return [(self.classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")]
-
-    def logits_int8(self, pixels: Array, integer: IntegerGraph) -> Array:
-        """Photos (N, H, W, 3) uint8 -> what the integer network answers, as real numbers (N, classes) float32."""
-        out = integer.tensors[integer.output]
-        return ((integer.run(self.recipe.quantise_pixels(pixels)).astype(np.float32) - out.zero_point) * np.float32(out.scale)).astype(
-            np.float32
-        )
+        return self.deploy().predict(photos) if int8 else _answers(photos, self.recipe, self.classes, self.logits)
 
     # ---- how it changes
 
@@ -198,10 +190,16 @@ class Model:
             raise MinitlError("this model was never calibrated, so int8 is not possible: train it with `minitl train`, or call calibrate()")
         return quantise(fold(self.graph), self.calibration, self.recipe)
 
-    def emit(self, name: str, file: str | None = None) -> str:
-        """The int8 network as one C header; `name` begins every name in it, `file` is what it will be called (see emit_c.py)."""
+    def deploy(self, keep_constant: bool = False) -> Deployment:
+        """The int8 network as it leaves Python. keep_constant: also the channels that no image can change; the answers are the same."""
+        original = self.quantise()
         facts = self.provenance | {"model content hash": self.content().content_hash()}
-        return emit_c.emit(self.quantise(), name, self.classes, self.recipe, facts, __version__, file)
+        removal = None if keep_constant else constant_channels.remove(original)
+        return Deployment(original, removal, self.classes, self.recipe, facts, model=self)
+
+    def emit(self, name: str, file: str | None = None, keep_constant: bool = False) -> str:
+        """deploy() as one C header; `name` begins every name in it, `file` is what it will be called (see emit_c.py)."""
+        return self.deploy(keep_constant).emit(name, file)
 
     def needs_classifier(self) -> None:
         """Raises MinitlError for a backbone that ends in features."""
@@ -209,22 +207,137 @@ class Model:
             raise MinitlError("this model ends in features and has no classifier: train one with `minitl train`")
 
 
+def _answers(
+    photos: str | Path | Sequence[str | Path], recipe: Recipe, classes: list[str], logits: Callable[[Array], Array]
+) -> list[Answer]:
+    """See Model.predict."""
+    paths = [Path(photos)] if isinstance(photos, (str, Path)) else [Path(p) for p in photos]
+    answers = []
+    for path, found in read_photos(paths, recipe):
+        if isinstance(found, PhotoError):
+            answers.append(Answer(path, [], found.reason))
+        else:
+            p = kernels.softmax(logits(found[None]))[0]
+            answers.append(Answer(path, [(classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")]))
+    return answers
+
+
+# ---- the int8 network
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An int8 network and all that leaves Python with it.
+
+    original: with all channels. removal: what is left without those that never change; None: all are kept. recipe: None where the input
+    is no photo. provenance: for the header. notes: what a foreign file left open, for the user. model: the float network behind it, None
+    for a file that was quantised elsewhere.
+    """
+
+    original: IntegerGraph
+    removal: Removal | None
+    classes: list[str]
+    recipe: Recipe | None
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    model: Model | None = None
+
+    @property
+    def graph(self) -> IntegerGraph:
+        """The network that is emitted and that runs; its logits are those of `original`, bit for bit."""
+        return self.removal.graph if self.removal else self.original
+
+    @property
+    def summary(self) -> list[str]:
+        """What was proved about constant channels, in sentences; [] where they are kept."""
+        return [f"Constant channels: {line}" if i == 0 else line for i, line in enumerate(self.removal.summary())] if self.removal else []
+
+    def figures(self) -> Figures:
+        """Bytes of RAM and flash that a header states."""
+        return emit_c.figures(self.graph, self.classes)
+
+    def pictures(self) -> Recipe:
+        """The recipe. Raises MinitlError where the input is no photo."""
+        if self.recipe is None:
+            shape = "x".join(map(str, self.graph.tensors[self.graph.input].shape))
+            raise MinitlError(
+                f"the network's input ({shape}) is not made from photos in a way that minitl knows: `minitl export` takes it, no more"
+            )
+        return self.recipe
+
+    def logits(self, pixels: Array) -> Array:
+        """Prepared photos (N, H, W, 3) uint8 -> what the int8 network answers, as real numbers (N, classes) float32."""
+        out = self.graph.tensors[self.graph.output]
+        answers = self.graph.run(self.pictures().quantise_pixels(pixels)).astype(np.float32)
+        return ((answers - out.zero_point) * np.float32(out.scale)).astype(np.float32)
+
+    def predict(self, photos: str | Path | Sequence[str | Path]) -> list[Answer]:
+        """As Model.predict, by the int8 network."""
+        return _answers(photos, self.pictures(), self.classes, self.logits)
+
+    def emit(self, name: str, file: str | None = None) -> str:
+        """The network as one C header; see Model.emit."""
+        return emit_c.emit(self.graph, name, self.classes, self.recipe, self.provenance, __version__, file, self.summary)
+
+    def emit_blob(self, name: str, file: str | None = None) -> Header:
+        """The same with the weights as bytes in a file of their own."""
+        return emit_c.emit_blob(self.graph, name, self.classes, self.recipe, self.provenance, __version__, file, self.summary)
+
+
+def deployable(path: str | Path, keep_constant: bool = False) -> Deployment:
+    """The int8 network of a file: a trained model of ours (.npz), or an int8 or uint8 .tflite as it is, of whatever supported layers.
+
+    keep_constant: as Model.deploy. Raises MinitlError for anything else; a float network is told what to do.
+    """
+    name, head = printable(Path(path).name), _head(path)
+    if head.startswith(hdf5.SIGNATURE):
+        raise MinitlError(f"{name}: {FLOAT}")
+    if head[4:8] != tflite.SIGNATURE:
+        return load(path).deploy(keep_constant)
+    return importers.in_plain_words(lambda data, name: _quantised(data, name, keep_constant), importers.file_bytes(path), name)
+
+
+FLOAT = "this network computes in float; `minitl train PHOTOS --weights FILE -o OUT` quantises it: give the OUT/model.npz that it writes"
+
+
+def _quantised(data: bytes, name: str, keep_constant: bool) -> Deployment:
+    """See deployable; the bytes of a .tflite file called `name`."""
+    if not any(tensor.dtype in (np.int8, np.uint8) and tensor.data is None for tensor in tflite.parse(data, name).tensors):
+        raise MinitlError(f"{name}: {FLOAT}")
+    found = tflite_int8.read(data, name)
+    removal = None if keep_constant else constant_channels.remove(found.graph)
+    count = found.graph.tensors[found.graph.output].size
+    classes = [printable(text) for text in found.classes] if found.classes else _numbered(count)
+    facts = found.provenance | ({"notes": found.notes} if found.notes else {})
+    return Deployment(found.graph, removal, classes, found.recipe, facts, found.notes)
+
+
+def _numbered(count: int) -> list[str]:
+    """Names for classes that have none."""
+    return [f"class {i}" for i in range(count)]
+
+
 # ---- where models come from
 
 
-def load(path: str | Path) -> Model:
-    """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong."""
+def _head(path: str | Path, whole: Callable[[bytes], bool] = lambda head: False) -> bytes:
+    """The first 8 bytes of a file; all of it where whole(those). MinitlError where it cannot be read."""
     expected = "expected a weights file (.npz, .h5, .tflite)"
     if os.path.exists(path) and not os.path.isfile(path):
         raise MinitlError(f"{printable(path)} is {'a folder' if os.path.isdir(path) else 'no ordinary file'}; {expected}")
     try:
         with open(path, "rb") as file:
-            head = file.read(4)
-            ours = head + file.read() if weights.is_npz(head) else b""
+            head = file.read(8)
+            return head + file.read() if whole(head) else head
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise MinitlError(f"{printable(path)} cannot be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
-    if ours:
-        return Model(weights.parse(ours, printable(path)))
+
+
+def load(path: str | Path) -> Model:
+    """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong."""
+    data = _head(path, weights.is_npz)
+    if weights.is_npz(data):
+        return Model(weights.parse(data, printable(path)))
     found = importers.read(path)
     classes = [printable(name) for name in found.classes] if found.classes else None
     return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance))

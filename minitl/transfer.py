@@ -24,7 +24,7 @@ from .folders import Item, Listing, groups_alike, list_folder, split, with_valid
 from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
-from .model import CALIBRATION_PHOTOS, Model
+from .model import CALIBRATION_PHOTOS, Deployment, Model
 from .report import confusion_matrix, worst_mistakes
 from .training import Epoch, History, Settings, check_trainable
 
@@ -84,35 +84,35 @@ class Evaluation:
         }
 
 
-def evaluate(model: Model, items: Sequence[Item], int8: bool = False, progress: Progress | None = None) -> Evaluation:
-    """Ask the model about every photo, one at a time, as a user would. Raises MinitlError where no photo can be read."""
-    both = evaluate_both(model, items, (int8,), progress)
-    return both[int8]
+def evaluate(network: Model | Deployment, items: Sequence[Item], int8: bool = False, progress: Progress | None = None) -> Evaluation:
+    """Ask the network about every photo, one at a time, as a user would. int8: a model's int8 network, exactly as a header computes.
+
+    Raises MinitlError where no photo can be read.
+    """
+    chosen = network.deploy() if int8 and isinstance(network, Model) else network
+    return evaluate_all([chosen], items, progress)[0]
 
 
-def evaluate_both(
-    model: Model, items: Sequence[Item], kinds: Sequence[bool] = (False, True), progress: Progress | None = None
-) -> dict[bool, Evaluation]:
-    """{int8: Evaluation}: the photos are read once."""
-    integer = model.quantise() if True in kinds else None
+def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], progress: Progress | None = None) -> list[Evaluation]:
+    """An Evaluation for each of several networks with one recipe and the same classes; the photos are read once."""
+    first = networks[0]
+    recipe = first.recipe if isinstance(first, Model) else first.pictures()
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
-    logits: dict[bool, list[Array]] = {kind: [] for kind in kinds}
-    for done, (item, (_, found)) in enumerate(zip(items, read_photos([item.path for item in items], model.recipe), strict=True), start=1):
+    logits: list[list[Array]] = [[] for _ in networks]
+    for done, (item, (_, found)) in enumerate(zip(items, read_photos([item.path for item in items], recipe), strict=True), start=1):
         if isinstance(found, PhotoError):
             skipped.append({"file": item.name, "reason": found.reason})
         else:
             kept.append(item)
-            for kind in kinds:
-                pixels = found[None]
-                x = model.recipe.normalise(pixels)
-                logits[kind].append(model.logits_int8(pixels, integer) if kind and integer else model.forward(x))
+            for network, answers in zip(networks, logits, strict=True):
+                answers.append(network.logits(found[None]))
         if progress:
             progress(done, len(items))
     if not kept:
         raise MinitlError(f"none of the {len(items)} photos can be read; the first: {skipped[0]['file']}: {skipped[0]['reason']}")
     labels = np.array([item.label for item in kept])
-    return {kind: Evaluation(model.classes, kept, labels, np.concatenate(logits[kind]), skipped) for kind in kinds}
+    return [Evaluation(first.classes, kept, labels, np.concatenate(answers), list(skipped)) for answers in logits]
 
 
 @dataclass
@@ -209,15 +209,15 @@ def fit(
 
     notify.say("calibrating int8 and measuring both networks on the validation photos")
     calibrate(model, [items[i] for i in train_at], [found.digests[i] for i in train_at])
-    both = evaluate_both(model, [items[i] for i in val_at], progress=notify.photos)
+    both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
     frozen = describe_freeze(model, head_only)
-    model.note(training=describe(chosen, frozen, len(train_at), len(val_at), both[False].accuracy, both[True].accuracy))
+    model.note(training=describe(chosen, frozen, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
     report = make_report(model, both, history, skipped, chosen, frozen, len(train_at))
     times = {"photos": photos_done - started, "training": fit_done - photos_done, "all": time.monotonic() - started}
     report["seconds"] = {name: round(seconds, 2) for name, seconds in times.items()}
     report["features_reused"] = found.reused
     report["notes"] = notes
-    return Run(model, report, both[False].items)
+    return Run(model, report, both[0].items)
 
 
 def head_settings(settings: Settings, features: Features) -> Settings:
@@ -306,15 +306,15 @@ def describe(settings: Settings, freeze: str, n_train: int, n_val: int, accuracy
 
 def make_report(
     model: Model,
-    both: dict[bool, Evaluation],
+    both: Sequence[Evaluation],
     history: History,
     skipped: list[dict[str, str]],
     settings: Settings,
     freeze: str,
     n_train: int,
 ) -> dict[str, Any]:
-    """The dict of report.json; report.py says what each entry is."""
-    val = both[False]
+    """The dict of report.json; report.py says what each entry is. both: of the float network, of the int8 one."""
+    val, integer = both
     p = softmax(val.logits)
     return {
         "classes": model.classes,
@@ -323,7 +323,7 @@ def make_report(
         "val": {
             "count": len(val.items),
             "float": {"accuracy": val.accuracy, "confusion": val.confusion()},
-            "int8": {"accuracy": both[True].accuracy, "confusion": both[True].confusion()},
+            "int8": {"accuracy": integer.accuracy, "confusion": integer.confusion()},
         },
         "mistakes": worst_mistakes([item.name for item in val.items], val.labels, p, model.classes),
         "skipped": skipped,

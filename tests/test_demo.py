@@ -60,7 +60,10 @@ def test_the_tour_names_every_file_once():
     names, package = tour(), README.parent / "minitl"
     assert len(names) == len(set(names))
     assert all((package / name).exists() for name in names)
-    assert {n for n in names if n.endswith(".py")} == {p.name for p in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {n for n in names if n.endswith(".py") and "/" not in n} == {p.name for p in package.glob("*.py")} - {
+        "__init__.py",
+        "__main__.py",
+    }
 
 
 def test_each_file_imports_only_from_those_above_it_in_the_tour():
@@ -69,13 +72,17 @@ def test_each_file_imports_only_from_those_above_it_in_the_tour():
     for path in sorted(package.rglob("*.py")):
         if path.name in ("__init__.py", "__main__.py") and path.parent == package:
             continue
-        own = path.relative_to(package).parts[0].removesuffix(".py")
-        depth = len(path.relative_to(package).parts)
+        parts = path.relative_to(package).with_suffix("").parts
+        own, depth = "/".join(parts) if "/".join(parts) in order else parts[0], len(parts)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == depth:
-                read = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-                for name in read:
-                    assert order[name] < order[own], f"{own} imports {name}, which comes after it"
+            if isinstance(node, ast.ImportFrom) and node.level:
+                start = (
+                    [*parts[: depth - node.level], *(node.module or "").split(".")] if node.module else list(parts[: depth - node.level])
+                )
+                for alias in node.names:
+                    candidates = ["/".join([*start, alias.name]), "/".join(start), start[0] if start else alias.name]
+                    name = next(c for c in candidates if c in order)
+                    assert order[name] < order[own] or name == own, f"{own} imports {name}, which comes after it"
 
 
 def test_the_commands_of_the_readme_are_understood():

@@ -104,7 +104,7 @@ def test_int8_answers_are_the_integer_networks(model, photos):
     network = model.quantise()
     out = network.tensors[network.output]
     q = network.run(model.recipe.quantise_pixels(pixels), plain=True)
-    assert np.allclose(model.logits_int8(pixels, network), (q.astype(float) - out.zero_point) * out.scale, rtol=1e-6)
+    assert np.allclose(model.deploy().logits(pixels), (q.astype(float) - out.zero_point) * out.scale, rtol=1e-6)
 
 
 def test_what_is_missing_is_said(photos):

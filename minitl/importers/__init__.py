@@ -10,14 +10,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import MinitlError
 from ..files import printable
 from . import hdf5, keras_h5, tflite, tflite_float
 from .names import Imported
 
-__all__ = ["Imported", "read"]
+__all__ = ["Imported", "file_bytes", "in_plain_words", "read"]
+
+Result = TypeVar("Result")
 
 LARGEST_FILE = 1 << 30
 LONGEST_ERROR = 500
@@ -25,15 +29,20 @@ LONGEST_ERROR = 500
 
 def read(path: str | os.PathLike[str]) -> Imported:
     """The network in a .h5 or .tflite file, whatever its name ends with. Raises MinitlError for anything else, or damaged."""
-    data = _bytes(path)
+    data = file_bytes(path)
     name = printable(Path(path).name)
-    try:
-        imported = _convert(data, name)
-    except MinitlError as problem:  # it may quote names of any length and content from the file
-        text = printable(str(problem))
-        raise MinitlError(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " ...") from None
+    imported = in_plain_words(_convert, data, name)
     imported.provenance.update(file=name, sha256=hashlib.sha256(data).hexdigest())
     return imported
+
+
+def in_plain_words(reader: Callable[[bytes, str], Result], data: bytes, name: str) -> Result:
+    """reader(data, name); its error as one line that can be shown: it may quote names of any length and content from the file."""
+    try:
+        return reader(data, name)
+    except MinitlError as problem:
+        text = printable(str(problem))
+        raise MinitlError(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " ...") from None
 
 
 def _convert(data: bytes, name: str) -> Imported:
@@ -55,8 +64,8 @@ KNOWN = {
 }
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytes:
-    """The whole file, read once."""
+def file_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The whole file, read once. Raises MinitlError where it is missing, no ordinary file, empty or too large."""
     shown = printable(path)
     try:
         status = os.stat(path)
