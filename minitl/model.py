@@ -260,9 +260,7 @@ class Deployment:
         """The recipe. Raises MinitlError where the input is no photo."""
         if self.recipe is None:
             shape = "x".join(map(str, self.graph.tensors[self.graph.input].shape))
-            raise MinitlError(
-                f"the network's input ({shape}) is not made from photos in a way that minitl knows: `minitl export` takes it, no more"
-            )
+            raise MinitlError(f"the network's input ({shape}) is made from no photos that minitl knows of; export and report take it")
         return self.recipe
 
     def logits(self, pixels: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Models small enough for tests: MobileNetV1 0.1 at 32 x 32, random weights with a seed, and pictures for it."""
+"""Models small enough for tests: MobileNetV1 0.1 at 32 x 32, random weights with a seed, and pictures for it; a quantised .tflite."""
 
 import numpy as np
 
@@ -51,3 +51,20 @@ def chain(*layers, end=True):
     for name, layer, *inputs in (*layers, *((("pool", GlobalAveragePool()), ("logits", Dense(3))) if end else ())):
         nodes.append(Node(name, layer, tuple(inputs) or (nodes[-1].name if nodes else INPUT,)))
     return nodes
+
+
+def quantised_file(dtype="int8", seed=0, shape=(16, 16, 3), last=None, softmax=True):
+    """Bytes of a .tflite that is int8 or uint8 throughout: three convolutions with a residual, three classes. last: one more operator."""
+    from test_importers_tflite_int8 import Net
+
+    net = Net(shape, dtype, seed, zero={"int8": -128, "uint8": 0}[dtype])
+    net.conv(8, strides=(2, 2), fused="relu")
+    before = net.conv(8, (1, 1), fused="relu6")
+    net.add(before, net.conv(8, depthwise=True))
+    if last:
+        net.unary(last)
+    net.mean()
+    net.dense(3)
+    if softmax:
+        net.unary("SOFTMAX", scale=[1 / 256], zero_point=[net.low])
+    return net.file.bytes()

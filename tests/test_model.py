@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import importer_files
 import numpy as np
 import pytest
 import small_models
@@ -13,8 +14,9 @@ from minitl import training, transfer
 from minitl.demo_pictures import draw_photos
 from minitl.errors import MinitlError
 from minitl.images import digest, read_photo
+from minitl.importers import tflite_int8
 from minitl.layers import Dense
-from minitl.model import find
+from minitl.model import deployable, find
 from minitl.transfer import Notify
 
 
@@ -105,6 +107,86 @@ def test_int8_answers_are_the_integer_networks(model, photos):
     out = network.tensors[network.output]
     q = network.run(model.recipe.quantise_pixels(pixels), plain=True)
     assert np.allclose(model.deploy().logits(pixels), (q.astype(float) - out.zero_point) * out.scale, rtol=1e-6)
+
+
+# ---- the int8 network
+
+
+def test_constant_channels_go_and_every_bit_stays():
+    """Random and extreme images; 47 channels of this network never change."""
+    model = find(small_models.SMALL).replace_head(["a", "b", "c"]).calibrate(small_models.pixels(8))
+    network, kept = model.deploy(), model.deploy(keep_constant=True)
+    shape = network.graph.tensors[network.graph.input].shape
+    images = np.random.default_rng(0).integers(-128, 128, (40, *shape), dtype=np.int8)
+    images[:2] = [[[[-128]]], [[[127]]]]
+    assert np.array_equal(network.graph.run(images), kept.graph.run(images, plain=True))
+    assert kept.graph.digest() == model.quantise().digest() == network.original.digest() and kept.removal is None and kept.summary == []
+    macs, sizes = network.removal.macs, network.removal.kernel_bytes
+    print(f"MACs {macs[0]:,} -> {macs[1]:,}, bytes of kernels {sizes[0]:,} -> {sizes[1]:,}")
+    assert macs[1] < macs[0] and sizes[1] < sizes[0] and network.figures().flash < kept.figures().flash
+    assert model.emit("m") == network.emit("m") != model.emit("m", keep_constant=True) == kept.emit("m")
+    words = " ".join(network.emit("m").split("*/")[0].split())
+    assert "Constant channels: " in words and f"{macs[0]:,} -> {macs[1]:,} MACs" in words and "Constant channels" not in kept.emit("m")
+    assert f"#define M_ARENA_BYTES {network.figures().arena}\n" in network.emit("m")
+    assert f"#define M_CONSTANT_BYTES {network.figures().flash}\n" in network.emit("m", "x.h")
+
+
+def test_a_file_is_deployed_by_what_is_in_it(model, tmp_path):
+    model.save(tmp_path / "any.name")
+    network = deployable(tmp_path / "any.name")
+    assert network.emit("m") == model.emit("m") and network.recipe == model.recipe and network.classes == model.classes
+    assert deployable(tmp_path / "any.name", keep_constant=True).emit("m") == model.emit("m", keep_constant=True)
+    for dtype in ("int8", "uint8"):
+        (tmp_path / "other.npz").write_bytes(small_models.quantised_file(dtype))
+        network = deployable(tmp_path / "other.npz")
+        assert network.model is None and network.classes == ["class 0", "class 1", "class 2"] and network.recipe.height == 16
+        pixels = small_models.pixels(4, size=16)
+        q = (pixels.astype(int) - 128).astype(np.int8)  # the uint8 file's own bytes, minus 128
+        out = network.graph.tensors[network.graph.output]
+        answers = tflite_int8.read(small_models.quantised_file(dtype), "x").graph.run(q, plain=True)
+        assert np.allclose(network.logits(pixels), (answers.astype(float) - out.zero_point) * out.scale)
+        assert network.provenance["notes"] == network.notes and any("preprocessing" in note for note in network.notes)
+
+
+def test_what_cannot_be_deployed_is_told_what_to_do(tmp_path):
+    graph, _ = importer_files.network(batch_norm=False)
+    files = {
+        "float.tflite": (importer_files.tflite(graph).bytes(), "computes in float; `minitl train PHOTOS --weights"),
+        "float.h5": (b"\x89HDF\r\n\x1a\n and so on", "computes in float; `minitl train PHOTOS --weights"),
+        "swish.tflite": (small_models.quantised_file(last="HARD_SWISH"), r"operator \d+ \(HARD_SWISH\) is not supported"),
+        "cut.tflite": (small_models.quantised_file()[:900], "cut.tflite"),
+        "photo.npz": (b"\xff\xd8\xff\xe0", "a JPEG picture"),
+        "empty.npz": (b"", "0 bytes"),
+    }
+    for name, (data, words) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MinitlError, match=words) as caught:
+            deployable(tmp_path / name)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 520
+    for name in ("nowhere", "x" * 300, "zero\0byte"):
+        with pytest.raises(MinitlError, match="expected a weights file"):
+            deployable(tmp_path / name)
+
+
+def test_a_network_that_reads_no_photos_says_so(tmp_path):
+    (tmp_path / "x.tflite").write_bytes(small_models.quantised_file(shape=(16, 16, 1)))
+    network = deployable(tmp_path / "x.tflite")
+    assert network.recipe is None and "int x_run(" in network.emit("x")
+    for verb in (lambda: network.predict("x.jpg"), lambda: network.logits(np.zeros((1, 16, 16, 1), np.uint8))):
+        with pytest.raises(MinitlError, match=r"input \(16x16x1\) is made from no photos"):
+            verb()
+
+
+def test_a_deployed_network_is_asked_and_measured_as_a_model_is(model, photos, tmp_path):
+    shutil.copytree(photos / "apple", tmp_path / "cat")
+    items = minitl.folders.list_folder(tmp_path, model.classes).items
+    network = model.deploy()
+    paths = [item.path for item in items]
+    assert [answer.classes for answer in network.predict(paths)] == [answer.classes for answer in model.predict(paths, int8=True)]
+    one, two = minitl.evaluate(network, items), minitl.evaluate(model, items, int8=True)
+    assert np.array_equal(one.logits, two.logits) and one.logits.shape == (10, 3)
+    both = transfer.evaluate_all([model, network], items)
+    assert np.array_equal(both[1].logits, one.logits) and np.array_equal(both[0].logits, minitl.evaluate(model, items).logits)
 
 
 def test_what_is_missing_is_said(photos):
