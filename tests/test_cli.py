@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import importer_files
 import numpy as np
 import pytest
 import small_models
@@ -19,10 +21,11 @@ from PIL import Image
 from test_images import ordinary_user, unix
 
 import minitl
-from minitl import cli
+from minitl import MinitlError, cli, qemu
 from minitl.cli import OUTPUTS, main
 from minitl.demo_pictures import draw_photos
 from minitl.images import read_photo
+from minitl.importers import tflite_int8
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = ["--weights", small_models.SMALL]
@@ -316,6 +319,339 @@ def test_export_writes_the_header_of_the_training_again(run, trained, tmp_path):
     assert sorted(content(tmp_path).keys() - {"y.h"}) == ["2nd.H", "My Net-2.h", "model.h", "net.h", "noending", "x.h"]
 
 
+ANSWERS = """
+#define NAME_SELFTEST
+#define NAME_IMPLEMENTATION
+#include "HEADER"
+#include <stdio.h>
+int main(void)
+{
+    static int8_t logits[NAME_CLASSES];
+    const char *wrong = MODEL_selftest();
+    if (wrong) { fputs(wrong, stderr); return 1; }
+    while (fread(MODEL_image(), 1, NAME_INPUT_BYTES, stdin) == NAME_INPUT_BYTES) {
+        if (MODEL_run(MODEL_image(), logits) || fwrite(logits, 1, sizeof logits, stdout) != sizeof logits) { return 2; }
+    }
+    return 0;
+}
+"""
+
+
+def answers(header, name, images):
+    """What a header's self-test and the header itself say on this computer: int8 (N, classes)."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    program, stub = header.parent / "answers.c", header.parent / f"{name}_weights.S"
+    program.write_text(ANSWERS.replace("NAME", name.upper()).replace("MODEL", name).replace("HEADER", header.name))
+    sources = [program.name, *([stub.name] if stub.exists() else [])]
+    build = ["gcc", "-std=c99", "-O2", "-Wall", "-Werror", *sources, "-o", "answers"]
+    subprocess.run(build, cwd=header.parent, check=True)
+    found = subprocess.run([header.parent / "answers"], input=images.tobytes(), capture_output=True)
+    assert found.returncode == 0, found.stderr
+    program.unlink()
+    (header.parent / "answers").unlink()
+    return np.frombuffer(found.stdout, np.int8).reshape(len(images), -1)
+
+
+def noise(shape, count=20):
+    """Images int8 (count, *shape)."""
+    return np.random.default_rng(1).integers(-128, 128, (count, *shape), dtype=np.int8)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """An int8 .tflite of no architecture of ours."""
+    path = tmp_path_factory.mktemp("tflite") / "small.tflite"
+    path.write_bytes(small_models.quantised_file())
+    return path
+
+
+def test_export_says_what_the_header_says(run, trained, tmp_path):
+    said = run("export", trained / "model.npz", "-o", tmp_path / "net.h")
+    text = (tmp_path / "net.h").read_text()
+    figure = lambda key: int(re.search(rf"#define NET_{key} (\d+)", text)[1])  # noqa: E731
+    words = said.out.splitlines()[0]
+    found = [int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", words.removeprefix("int8 network"))]
+    macs = minitl.load(trained / "model.npz").deploy().graph.macs()
+    assert found == [macs, *(figure(key) for key in ("ARENA_BYTES", "STACK_BYTES", "CONSTANT_BYTES", "CODE_BYTES"))]
+    assert "Constant channels: " in said.out and said.err == "" and max(map(len, said.out.splitlines()[:-1])) <= 140
+    model = minitl.load(trained / "model.npz")
+    images = noise((32, 32, 3))
+    assert np.array_equal(answers(tmp_path / "net.h", "net", images), model.quantise().run(images, plain=True))
+
+
+def test_constant_channels_can_be_kept_and_change_no_answer(run, trained, tmp_path):
+    for flags, name in (([], "less"), (["--keep-constant"], "all")):
+        assert run("export", trained / "model.npz", "-o", tmp_path / f"{name}.h", *flags).code == 0
+    less, full = ((tmp_path / f"{name}.h").read_text() for name in ("less", "all"))
+    assert "Constant channels:" in less and "Constant channels" not in full and len(less) < len(full)
+    images = noise((32, 32, 3))
+    assert np.array_equal(answers(tmp_path / "less.h", "less", images), answers(tmp_path / "all.h", "all", images))
+
+
+def test_the_same_model_gives_the_same_files_in_any_process(run, trained, quantised, tmp_path):
+    for source, name in ((trained / "model.npz", "a"), (quantised, "b")):
+        words = ["export", source, "-o", "x.h", "--arduino", "lib", "--project", "prj", "--blob", "--name", "net"]
+        for folder, seed in (("one", "1"), ("two", "22")):
+            (tmp_path / name / folder).mkdir(parents=True)
+            said = finished(started(*words, cwd=tmp_path / name / folder, env={"PYTHONHASHSEED": seed, "LC_ALL": "C", "TZ": "Asia/Tokyo"}))
+            assert said.code == 0
+        assert content(tmp_path / name / "one") == content(tmp_path / name / "two") and len(content(tmp_path / name / "one")) > 20
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_a_quantised_tflite_goes_straight_to_c(run, tmp_path, dtype):
+    (tmp_path / "small.tflite").write_bytes(small_models.quantised_file(dtype))
+    said = run("export", tmp_path / "small.tflite", "-o", tmp_path / "small.h")
+    assert said.code == 0 and "softmax left out" in said.err and "preprocessing from the quantisation" in said.err
+    images = noise((16, 16, 3))
+    expected = tflite_int8.read((tmp_path / "small.tflite").read_bytes(), "x").graph.run(images, plain=True)
+    assert np.array_equal(answers(tmp_path / "small.h", "small", images), expected)
+    assert hashlib.sha256((tmp_path / "small.tflite").read_bytes()).hexdigest() in (tmp_path / "small.h").read_text()
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["vww_96_int8", "mobilenet_v1_0.25_128_quant"])
+def test_published_quantised_networks_go_straight_to_c(run, tmp_path, name):
+    source = WEIGHTS / f"{name}.tflite"
+    said = run("export", source, "-o", tmp_path / "net.h")
+    assert said.code == 0
+    print(said.out)
+    network = tflite_int8.read(source.read_bytes(), name).graph
+    images = noise(network.tensors[network.input].shape, 5)
+    assert np.array_equal(answers(tmp_path / "net.h", "net", images), network.run(images))
+
+
+def test_what_is_no_int8_network_gets_a_sentence(run, trained, photos, tmp_path):
+    graph, _ = importer_files.network(batch_norm=False)
+    damaged = bytearray(small_models.quantised_file())
+    damaged[len(damaged) // 2 :] = b""
+    files = {
+        "float.tflite": (importer_files.tflite(graph).bytes(), "minitl train PHOTOS --weights"),
+        "float.h5": (b"\x89HDF\r\n\x1a\n", "minitl train PHOTOS --weights"),
+        "swish.tflite": (small_models.quantised_file(last="HARD_SWISH"), "(HARD_SWISH) is not supported; supported are CONV_2D"),
+        "cut.tflite": (bytes(damaged), "cut.tflite"),
+        "text.tflite": (b"I am no network", "found a file that begins with"),
+        "empty.tflite": (b"", "0 bytes"),
+    }
+    for name, (data, words) in files.items():
+        (tmp_path / name).write_bytes(data)
+        for command in (["export", tmp_path / name, "-o", tmp_path / "x.h", "--project", tmp_path / "x"], ["report", tmp_path / name],
+                        ["vectors", tmp_path / name, photos, "-o", tmp_path / "x"], ["evaluate", tmp_path / name, photos, "--int8"],
+                        ["predict", tmp_path / name, photos, "--int8"]):  # fmt: skip
+            fails(run(*command), 1, words)
+    for name in ("nowhere.tflite", "."):
+        fails(run("export", tmp_path / name, "-o", tmp_path / "x.h"), 1, "expected a weights file")
+    assert sorted(os.listdir(tmp_path)) == sorted(files)
+
+
+def test_a_quantised_tflite_is_asked_and_measured_with_int8(run, photos, quantised, tmp_path):
+    said = run("predict", quantised, photos / "apple", "--int8", "--json")
+    expected = minitl.model.deployable(quantised).predict(sorted((photos / "apple").iterdir()))
+    found = [[(c["name"], c["probability"]) for c in entry["classes"]] for entry in said.json["photos"]]
+    assert said.code == 0 and found == [answer.classes for answer in expected] and found[0][0][0].startswith("class ")
+    for i, name in enumerate(("apple", "banana", "cucumber")):
+        shutil.copytree(photos / name, tmp_path / "p" / f"class {i}")
+    assert run("evaluate", quantised, tmp_path / "p", "--int8", "--json").json["count"] == 24
+    said = run("vectors", quantised, photos, "-o", tmp_path / "v")
+    assert said.code == 0 and "int8 16x16x3 each" in said.out
+    inputs = np.frombuffer((tmp_path / "v/inputs.bin").read_bytes(), np.int8).reshape(24, 16, 16, 3)
+    network = tflite_int8.read(quantised.read_bytes(), "x").graph
+    assert (tmp_path / "v/logits.bin").read_bytes() == network.run(inputs, plain=True).tobytes()
+    (tmp_path / "grey.tflite").write_bytes(small_models.quantised_file(shape=(16, 16, 1)))
+    assert run("export", tmp_path / "grey.tflite", "--project", tmp_path / "grey").code == 0
+    for words in (
+        ["vectors", tmp_path / "grey.tflite", photos, "-o", tmp_path / "w"],
+        ["predict", tmp_path / "grey.tflite", photos, "--int8"],
+    ):
+        fails(run(*words), 1, "made from no photos")
+
+
+# ---- folders to flash
+
+
+def test_folders_are_ready_to_flash(run, quantised, tmp_path):
+    said = run("export", quantised, "--arduino", tmp_path / "My Lib", "--project", tmp_path / "prj", "-o", tmp_path / "alone.h")
+    assert said.code == 0 and said.out.splitlines()[-1] == f"written: {tmp_path}/alone.h, {tmp_path}/My Lib, {tmp_path}/prj"
+    assert {"library.properties", "src/alone.h", "src/alone.c", "examples/alone_demo/alone_demo.ino"} <= content(tmp_path / "My Lib").keys()
+    assert (tmp_path / "My Lib/src/alone.h").read_bytes() == (tmp_path / "prj/model/alone.h").read_bytes()
+    assert run("export", quantised, "--arduino", tmp_path / "My Lib 2").code == 0 and (tmp_path / "My Lib 2/src/My_Lib_2.h").exists()
+    if shutil.which("make") and shutil.which("cc"):
+        subprocess.run(["make", "-s"], cwd=tmp_path / "prj", check=True)
+        images = noise((16, 16, 3), 4)
+        found = subprocess.run([tmp_path / "prj/build/alone"], input=images.tobytes(), capture_output=True, check=True)
+        lines = found.stdout.decode().splitlines()
+        expected = tflite_int8.read(quantised.read_bytes(), "x").graph.run(images)
+        assert lines[0] == "self-test: equal to Python in every bit"
+        assert [line.split("\t")[1] for line in lines[1:]] == [" ".join(map(str, row)) for row in expected.tolist()]
+
+
+def test_a_folder_may_be_named_by_a_dot(run, quantised, tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path / "pets")
+    assert run("export", quantised, "--project", ".").code == 0 and Path("model/pets.h").exists()
+    assert run("export", quantised, "--project", ".").code == 0
+
+
+def test_a_second_export_replaces_what_is_ours_and_nothing_else(run, trained, quantised, tmp_path):
+    both = ["--arduino", tmp_path / "lib", "--project", tmp_path / "prj", "--name", "net"]
+    assert run("export", quantised, *both).code == 0
+    first = content(tmp_path)
+    assert run("export", quantised, *both).code == 0 and content(tmp_path) == first
+    sketch, main_c = tmp_path / "lib/examples/net_demo/net_demo.ino", tmp_path / "prj/main.c"
+    for path in (sketch, main_c):
+        path.write_text(path.read_text() + "/* my camera */\n")
+    for path in (tmp_path / "lib/mine.txt", tmp_path / "prj/model/mine.h"):
+        path.write_text("mine")
+    mine = {
+        str(p.relative_to(tmp_path)): p.read_bytes() for p in (sketch, main_c, tmp_path / "lib/mine.txt", tmp_path / "prj/model/mine.h")
+    }
+    said = run("export", trained / "model.npz", *both, "--blob")
+    assert said.code == 0 and said.err.count("stays as it is") == 2 and "main.c" in said.err and "net_demo.ino" in said.err
+    second = content(tmp_path)
+    assert all(second[name] == data for name, data in mine.items()) and second["lib/src/net.h"] != first["lib/src/net.h"]
+    assert "lib/src/net_weights.S" in second and "prj/model/net_weights.bin" in second
+    assert run("export", trained / "model.npz", *both).code == 0  # without --blob: its files go
+    third = content(tmp_path)
+    assert not any("weights" in name for name in third) and all(third[name] == data for name, data in mine.items())
+    (tmp_path / "prj/model/net.h").write_text("changed by hand")
+    before = content(tmp_path)
+    fails(run("export", quantised, *both, "-o", tmp_path / "x.h"), 1, "prj/model/net.h was changed")
+    assert content(tmp_path) == before
+
+
+def test_folders_that_cannot_be_written_are_refused_whole(run, quantised, tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/Makefile").write_bytes(b"mine")
+    (tmp_path / "prj").mkdir()
+    cases = [
+        (["--arduino", tmp_path / "file"], "Not a directory"),
+        (["--project", tmp_path / "file" / "x"], "Not a directory"),
+        (["--project", tmp_path / "no" / "x"], "the folder it is to lie in does not exist"),
+        (["--project", tmp_path / "app"], "Makefile is there and not minitl's"),
+        (["--project", tmp_path / "new", "--arduino", tmp_path / "new"], "both"),
+        (["--project", tmp_path / "new", "--arduino", tmp_path / "new" / ".." / "new"], "one file"),
+        (["--project", tmp_path / "new", "-o", tmp_path / "new" / "main.c"], "one file"),
+        (["--project", tmp_path / "new", "-o", tmp_path / "no" / "x.h"], "its folder does not exist"),
+        (["--project", tmp_path / "new", "-o", tmp_path / "app"], "it is a folder"),
+        (["--project", tmp_path / "new", "--name", "while"], "C name 'while'"),
+        (["--blob", "--name", "net", "-o", tmp_path / "net_weights.bin"], "the name of the weights"),
+        (["--blob", "--name", "net", "-o", tmp_path / "net_weights.S"], "the name of the weights"),
+        (["--arduino", tmp_path / ("x" * 300)], "too long"),
+    ]
+    before = content(tmp_path)
+    for words, expected in cases:
+        fails(run("export", quantised, *words, *([] if "--name" in words else ["--name", "net"])), 1, expected)
+        assert content(tmp_path) == before and sorted(os.listdir(tmp_path)) == ["app", "file", "prj"], words
+
+
+@unix
+@ordinary_user
+def test_a_read_only_folder_is_refused_for_export(run, quantised, tmp_path):
+    tmp_path.chmod(0o555)
+    for words in (["--arduino", tmp_path / "new"], ["--project", tmp_path], ["-o", tmp_path / "x.h"]):
+        fails(run("export", quantised, *words), 1, "Permission denied")
+    tmp_path.chmod(0o755)
+
+
+def test_large_weights_may_lie_beside_the_header(run, trained, tmp_path, monkeypatch):
+    said = run("export", trained / "model.npz", "-o", tmp_path / "big.h", "--blob", "--name", "net")
+    assert said.code == 0 and sorted(os.listdir(tmp_path)) == ["big.h", "net_weights.S", "net_weights.bin"]
+    assert said.out.splitlines()[-1] == f"written: {tmp_path}/big.h, {tmp_path}/net_weights.bin, {tmp_path}/net_weights.S"
+    images = noise((32, 32, 3))
+    assert np.array_equal(answers(tmp_path / "big.h", "net", images), minitl.load(trained / "model.npz").quantise().run(images))
+    monkeypatch.setattr(cli, "LARGE_TEXT", 20_000)
+    assert "--blob" in run("export", trained / "model.npz", "-o", tmp_path / "x.h").err
+    assert "--blob" not in run("export", trained / "model.npz", "-o", tmp_path / "x.h", "--blob").err
+
+
+# ---- report
+
+
+def test_report_shows_every_operation_and_the_totals(run, trained, tmp_path):
+    network = minitl.load(trained / "model.npz").deploy()
+    said = run("report", trained / "model.npz", "--no-qemu", "-o", tmp_path / "r.png")
+    lines = said.out.splitlines()
+    assert said.code == 0 and said.err == "" and max(map(len, lines[:-1])) <= 140
+    assert lines[0].split() == ["op", "name", "kind", "output", "MACs", "flash", "RAM"] and "conv_preds" in lines[len(network.graph.ops)]
+    size = network.figures()
+    assert f"{network.graph.macs():,} MACs" in said.out and f"{size.arena:,} bytes" in said.out and f"{size.flash:,} bytes" in said.out
+    assert "Constant channels: " in said.out and lines[-1] == f"written: {tmp_path}/r.png"
+    page = Image.open(tmp_path / "r.png")
+    page.load()
+    assert page.width == 1200 and page.height > 1000
+    first = (tmp_path / "r.png").read_bytes()
+    again = run("report", trained / "model.npz", "--no-qemu", "-o", tmp_path / "r.png")
+    assert again.out == said.out and (tmp_path / "r.png").read_bytes() == first
+    kept = run("report", trained / "model.npz", "--no-qemu", "--keep-constant")
+    assert kept.code == 0 and f"{network.original.macs():,} MACs" in kept.out and "Constant channels" not in kept.out
+
+
+def test_report_json_has_all_of_it(run, trained, photos):
+    facts = run("report", trained / "model.npz", photos, "--no-qemu", "--json", "--count", "5").json
+    network = minitl.load(trained / "model.npz").deploy()
+    size = network.figures()
+    assert facts["ram"]["arena"] == size.arena and facts["flash"]["constants"] == size.flash == sum(facts["flash"]["by_purpose"].values())
+    assert [row["name"] for row in facts["rows"]] == [op.name for op in network.graph.ops] and facts["macs"] == network.graph.macs()
+    assert facts["sha256"] == network.graph.digest() and facts["classes"] == ["apple", "banana", "cucumber"] and facts["measured"] is None
+    assert facts["constant_channels"]["removed"] is True and facts["constant_channels"]["macs_before"] == network.original.macs()
+    assert facts["constant_channels"]["kernel_bytes_before"] == network.removal.kernel_bytes[0]
+    assert facts["snr_photos"] == 5 and all(row["snr_db"] > -99 for row in facts["rows"]) and facts["input"] == [32, 32, 3]
+    accuracy = json.loads((trained / "report.json").read_text("utf-8"))["val"]["int8"]["accuracy"]
+    assert abs(facts["val_accuracy_int8"] - accuracy) < 1e-4  # the model remembers four digits
+    assert run("report", trained / "model.npz", photos, "--no-qemu", "--json", "--count", "5").json == facts
+
+
+def test_report_compares_int8_with_float_on_photos(run, trained, quantised, photos, tmp_path):
+    said = run("report", trained / "model.npz", photos, "--no-qemu")
+    assert said.code == 0 and said.out.splitlines()[0].split()[-1] == "dB" and "on 24 photos" in said.out
+    loose = tmp_path / "loose"
+    shutil.copytree(photos / "apple", loose)
+    (loose / "bad.jpg").write_text("bad")
+    said = run("report", trained / "model.npz", loose, "--no-qemu")
+    assert said.code == 0 and "on 8 photos" in said.out and "bad.jpg" in said.err
+    assert run("report", trained / "model.npz", loose, "--no-qemu", "--count", "1").code in (0, 1)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.jpg").write_text("bad")
+    fails(run("report", trained / "model.npz", tmp_path / "bad", "--no-qemu"), 1, "none of the photos", "x.jpg")
+    fails(run("report", trained / "model.npz", tmp_path / "nowhere", "--no-qemu"), 1, "nowhere")
+    said = run("report", quantised, photos, "--no-qemu")
+    assert said.code == 0 and "holds no float network" in said.err and "dB" not in said.out.splitlines()[0]
+
+
+def test_report_counts_instructions_where_it_can(run, quantised):
+    if why := qemu.unavailable("cortex-m3"):
+        pytest.skip(why)
+    facts = run("report", quantised, "--core", "cortex-m3", "--json").json
+    counted = sum(row["instructions"] for row in facts["rows"] if row["instructions"] is not None)
+    print(f"{facts['measured']['instructions']:,} instructions, {counted:,} by operation")
+    assert facts["measured"]["core"] == "cortex-m3" and abs(counted - facts["measured"]["instructions"]) < 0.03 * counted
+    assert facts["measured"]["flash"] >= facts["flash"]["constants"] and facts["measured"]["arena"] == facts["ram"]["arena"]
+    assert facts["measured"]["stack"] < facts["ram"]["stack_below"] and facts["measured"]["code"] < facts["flash"]["code_below"]
+    said = run("report", quantised, "--core", "cortex-m3")
+    assert said.out.splitlines()[0].split()[-2:] == ["instructions", "share"] and "cortex-m3 under QEMU" in said.out
+
+
+def test_report_without_the_tools_says_what_to_install(run, quantised, monkeypatch):
+    monkeypatch.setattr(qemu.shutil, "which", lambda name: None)
+    said = run("report", quantised)
+    assert said.code == 0 and "apt install gcc-arm-none-eabi" in said.err and "instructions" not in said.out.splitlines()[0]
+    facts = run("report", quantised, "--json")
+    assert facts.json["measured"] is None and any("apt install" in note for note in facts.json["notes"])
+    assert run("report", quantised, "--no-qemu").err.count("apt install") == 0
+
+
+def test_a_network_too_large_for_the_board_has_a_report_still(run, quantised, monkeypatch):
+    def too_large(*_):
+        raise MinitlError("arm-none-eabi-gcc failed: region FLASH overflowed")
+
+    monkeypatch.setattr(qemu, "unavailable", lambda core: None)
+    monkeypatch.setattr(qemu, "profile", too_large)
+    said = run("report", quantised)
+    assert said.code == 0 and "not counted: arm-none-eabi-gcc failed" in said.err and "MACs" in said.out
+
+
 def test_vectors_are_what_python_computes(run, trained, photos, tmp_path):
     said = run("vectors", trained / "model.npz", photos, "-o", tmp_path / "v")
     assert said.code == 0 and "24 photos" in said.out and sorted(os.listdir(tmp_path / "v")) == ["inputs.bin", "logits.bin", "names.txt"]
@@ -395,7 +731,9 @@ def test_convert_and_info_read_foreign_files(run, name, tmp_path):
     "words",
     [[], ["frob"], ["train"], ["train", "x"], ["train", "x", "-o", "y", "--epochs", "many"], ["train", "x", "-o", "y", "--frob"],
      ["predict", "m.npz"], ["predict", "m.npz", "x", "--top", "0"], ["predict", "m.npz", "x", "--top", "few"], ["export", "m.npz"],
-     ["evaluate", "m.npz"], ["info"], ["convert", "x"], ["vectors", "m.npz", "x"], ["info", "a", "b"]],
+     ["evaluate", "m.npz"], ["info"], ["convert", "x"], ["vectors", "m.npz", "x"], ["info", "a", "b"], ["export", "m.npz", "--blob"],
+     ["export", "-o", "x.h"], ["report"], ["report", "m.npz", "--core", "z80"], ["report", "m.npz", "--count", "0"],
+     ["report", "m.npz", "p", "q"]],
     ids=lambda words: " ".join(words) or "nothing",
 )  # fmt: skip
 def test_a_command_that_cannot_be_understood_ends_with_2(run, words):
@@ -403,7 +741,7 @@ def test_a_command_that_cannot_be_understood_ends_with_2(run, words):
     assert said.code == 2 and said.out == "" and "usage: minitl" in said.err and ": error: " in said.sentence
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "export", "convert", "info", "vectors", "demo"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "export", "report", "convert", "info", "vectors", "demo"])
 def test_help_teaches(run, command):
     said = run(*([command] if command else []), "--help")
     assert said.code == 0 and said.err == "" and "usage: minitl" in said.out and len(said.out) > 200
@@ -518,7 +856,8 @@ def test_bad_weights_are_mistakes(run, photos, trained, tmp_path):
     for name, word in cases.items():
         path = tmp_path / name
         for words in (["info", path], ["predict", path, photo], ["evaluate", path, photos], ["export", path, "-o", tmp_path / "x.h"],
-                      ["convert", path, "-o", tmp_path / "x.npz"], ["vectors", path, photos, "-o", tmp_path / "v"],
+                      ["convert", path, "-o", tmp_path / "x.npz"], ["vectors", path, photos, "-o", tmp_path / "v"], ["report", path],
+                      ["export", path, "--project", tmp_path / "v"], ["evaluate", path, photos, "--int8"],
                       ["train", photos, "-o", tmp_path / "o", "--weights", path]):  # fmt: skip
             fails(run(*words), 1, word)
     fails(run("info", photo), 1, "JPEG")
@@ -578,6 +917,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, photos
         fails(run("vectors", trained / "model.npz", photos, "-o", out), 1)
     fails(run("export", trained / "model.npz", "-o", tmp_path), 1, "it is a folder")
     fails(run("export", trained / "model.npz", "-o", tmp_path / "no" / "x.h"), 1, "its folder does not exist")
+    fails(run("report", trained / "model.npz", "--no-qemu", "-o", tmp_path), 1, "it is a folder")
     fails(run("convert", trained / "model.npz", "-o", tmp_path), 1, "it is a folder")
     assert (tmp_path / "file").read_bytes() == b"mine" and os.listdir(tmp_path) == ["file"]
 
@@ -615,7 +955,10 @@ def test_a_disk_that_is_really_full_leaves_the_old_files(run, photos, trained, s
     before = content(small_disk)
     fails(run("train", photos, "-o", small_disk, "--epochs", 1, *BACKBONE), 1, "No space left on device", "free space")
     fails(run("export", trained / "model.npz", "-o", small_disk / "model.h"), 1, "No space left")
-    assert content(small_disk) == before
+    for folder in (small_disk / "new", small_disk):
+        fails(run("export", trained / "model.npz", "--project", folder, "-o", small_disk.parent / "x.h", "--name", "x"), 1, "No space left")
+    fails(run("report", trained / "model.npz", "--no-qemu", "-o", small_disk / "r.png"), 1, "No space left")
+    assert content(small_disk) == before and not (small_disk / "new").exists() and not (small_disk.parent / "x.h").exists()
     said = run("train", photos, "-o", small_disk.parent / "out", "--epochs", 1, "--cache", small_disk, *BACKBONE)
     assert said.code == 0  # a full cache costs the cache
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -790,6 +1133,24 @@ def test_kill_9_while_writing_leaves_whole_files(run, photos, trained, tmp_path,
     again = run(*words, "--json")
     assert again.code == 0 and again.json["features_reused"] == 24
     assert set(whole(tmp_path / "out", content(trained), new)) == set(OUTPUTS)
+
+
+@unix
+@pytest.mark.parametrize(("name", "at"), [("fsync", 3), ("replace", 1), ("replace", 6)])
+def test_kill_9_while_exporting_leaves_folders_that_the_same_command_completes(run, trained, quantised, tmp_path, name, at):
+    words = ["--project", tmp_path / "prj", "--arduino", tmp_path / "lib", "--name", "net"]
+    assert run("export", trained / "model.npz", *words).code == 0
+    new = content(tmp_path)
+    shutil.rmtree(tmp_path / "prj")
+    shutil.rmtree(tmp_path / "lib")
+    assert run("export", quantised, *words).code == 0
+    old = content(tmp_path)
+    assert finished(started("export", trained / "model.npz", *words, code=KILLED.format(name=name, at=at))).code == -signal.SIGKILL
+    left = {path: data for path, data in content(tmp_path).items() if not path.endswith(".tmp")}
+    assert left.keys() == old.keys() and all(data in (old[path], new[path]) for path, data in left.items())
+    assert (left == old) == (name == "fsync" or at == 1)
+    assert run("export", trained / "model.npz", *words).code == 0
+    assert {path: data for path, data in content(tmp_path).items() if not path.endswith(".tmp")} == new
 
 
 # ---- what is said on the way
