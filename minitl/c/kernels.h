@@ -312,30 +312,25 @@ static MINITL_APART void minitl_groups(const int8_t *x, const int8_t *z, int32_t
 {
     const int32_t row = (inputs + 7) & ~(int32_t)7;
     for (; groups > 0; groups--) {
-        const int8_t *w = k.kernel;
-        int32_t a = start_x, b = start_x, c = start_x, d = start_x, e = start_z, f = start_z, g = start_z, h = start_z, n;
-        for (n = 0; n < inputs; n += 16, w += 16) {
-            const int8x16_t values = vldrbq_s8(x + n), others = vldrbq_s8(z + n);
-            int8x16_t weights = vldrbq_s8(w);
-            a = vmladavaq_s8(a, values, weights);
-            e = vmladavaq_s8(e, others, weights);
-            weights = vldrbq_s8(w + row);
-            b = vmladavaq_s8(b, values, weights);
-            f = vmladavaq_s8(f, others, weights);
-            weights = vldrbq_s8(w + 2 * row);
-            c = vmladavaq_s8(c, values, weights);
-            g = vmladavaq_s8(g, others, weights);
-            weights = vldrbq_s8(w + 3 * row);
-            d = vmladavaq_s8(d, values, weights);
-            h = vmladavaq_s8(h, others, weights);
+        int32_t sums[8], half, n;
+        for (half = 0; half < 4; half += 2, k.kernel += 2 * row) { /* two outputs at a time: more have no room in the registers */
+            const int8_t *u = x, *v = z, *w = k.kernel, *o = w + row;
+            int32_t a = start_x, b = start_x, c = start_z, d = start_z;
+            for (n = inputs; n > 0; n -= 16, u += 16, v += 16, w += 16, o += 16) {
+                const int8x16_t values = vldrbq_s8(u), others = vldrbq_s8(v), one = vldrbq_s8(w), two = vldrbq_s8(o);
+                a = vmladavaq_s8(a, values, one);
+                b = vmladavaq_s8(b, values, two);
+                c = vmladavaq_s8(c, others, one);
+                d = vmladavaq_s8(d, others, two);
+            }
+            sums[half] = a, sums[half + 1] = b, sums[half + 4] = c, sums[half + 5] = d;
         }
         {
-            const int32x4_t first = {a, b, c, d}, second = {e, f, g, h};
+            const int32x4_t first = vldrwq_s32(sums), second = vldrwq_s32(sums + 4);
             const int32x4_t bias = vldrwq_s32(k.bias), twice = vldrwq_s32(k.twice), minus_right = vnegq_s32(vldrbq_s32(k.right));
             vstrbq_s32(to, minitl_narrow4(vaddq_s32(bias, first), twice, minus_right, zero, low, high));
             vstrbq_s32(also, minitl_narrow4(vaddq_s32(bias, second), twice, minus_right, zero, low, high));
         }
-        k.kernel += 4 * row;
         k.bias += 4;
         k.twice += 4;
         k.right += 4;
@@ -556,10 +551,13 @@ static inline int32_t minitl_ring_room(const minitl_window *g)
 static MINITL_APART void minitl_ring_row(const int8_t *channel, minitl_half *to, int32_t count, int32_t channels)
 {
 #ifdef MINITL_HELIUM
-    const uint16x8_t places = vmulq_n_u16(vidupq_n_u16(0, 1), (uint16_t)channels);
-    for (; channels < 8192 && count > 0; count -= 8, to += 8, channel += 8 * channels) {
-        const mve_pred16_t some = vctp16q((uint32_t)count);
-        vstrhq_p_s16((int16_t *)to, vldrbq_gather_offset_z_s16(channel, places, some), some);
+    if (channels < 8192) {
+        const uint16x8_t places = vmulq_n_u16(vidupq_n_u16(0, 1), (uint16_t)channels);
+        for (; count > 0; count -= 8, to += 8, channel += 8 * channels) {
+            const mve_pred16_t some = vctp16q((uint32_t)count);
+            vstrhq_p_s16((int16_t *)to, vldrbq_gather_offset_z_s16(channel, places, some), some);
+        }
+        return;
     }
 #endif
     for (; count >= 4; count -= 4, to += 4) {
@@ -647,40 +645,40 @@ static MINITL_APART void minitl_row_3x3(const minitl_half *p, const minitl_half 
     const int32_t *const w = k->weights;
 #endif
 #ifdef MINITL_HELIUM
-    const uint32x4_t steps = vidupq_n_u32(0, 1);
-    const uint32x4_t columns = vmulq_n_u32(steps, (uint32_t)across), places = vmulq_n_u32(steps, (uint32_t)channels);
-    const int32x4_t factor = vdupq_n_s32(twice), minus_right = vdupq_n_s32(-right);
-    const int32_t width = count;
-    for (; count >= 4 || (count > 0 && width >= 4); count -= 4) {
-        const int32_t back = count < 4 ? 4 - count : 0; /* the last one to three outputs with those before them, once more */
-        const int16_t *const u = (const int16_t *)p - back * across, *const v = (const int16_t *)q - back * across;
-        const int16_t *const z = (const int16_t *)s - back * across;
-        int32x4_t sum = vdupq_n_s32(start);
-        if (across == 1) {
-            sum = vmlaq_n_s32(sum, vldrhq_s32(u), w[0]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(u + 1), w[1]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(u + 2), w[2]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(v), w[3]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(v + 1), w[4]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(v + 2), w[5]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(z), w[6]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(z + 1), w[7]);
-            sum = vmlaq_n_s32(sum, vldrhq_s32(z + 2), w[8]);
-        } else {
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u, columns), w[0]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 1, columns), w[1]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 2, columns), w[2]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v, columns), w[3]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 1, columns), w[4]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 2, columns), w[5]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z, columns), w[6]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 1, columns), w[7]);
-            sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 2, columns), w[8]);
+    if (count >= 4) {
+        const uint32x4_t steps = vidupq_n_u32(0, 1);
+        const uint32x4_t columns = vmulq_n_u32(steps, (uint32_t)across), places = vmulq_n_u32(steps, (uint32_t)channels);
+        const int32x4_t factor = vdupq_n_s32(twice), minus_right = vdupq_n_s32(-right);
+        int32_t c;
+        for (c = 0; c < count; c += 4) {
+            const int16_t *u = (const int16_t *)p, *v = (const int16_t *)q, *z = (const int16_t *)s;
+            int32x4_t sum = vdupq_n_s32(start);
+            c = c < count - 4 ? c : count - 4; /* the last one to three outputs with those before them, once more */
+            u += c * across, v += c * across, z += c * across;
+            if (across == 1) {
+                sum = vmlaq_n_s32(sum, vldrhq_s32(u), w[0]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(u + 1), w[1]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(u + 2), w[2]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(v), w[3]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(v + 1), w[4]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(v + 2), w[5]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(z), w[6]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(z + 1), w[7]);
+                sum = vmlaq_n_s32(sum, vldrhq_s32(z + 2), w[8]);
+            } else {
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u, columns), w[0]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 1, columns), w[1]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(u + 2, columns), w[2]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v, columns), w[3]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 1, columns), w[4]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(v + 2, columns), w[5]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z, columns), w[6]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 1, columns), w[7]);
+                sum = vmlaq_n_s32(sum, vldrhq_gather_shifted_offset_s32(z + 2, columns), w[8]);
+            }
+            vstrbq_scatter_offset_s32(to + c * channels, places, minitl_narrow4(sum, factor, minus_right, k->out_zero, low, high));
         }
-        to -= back * channels;
-        vstrbq_scatter_offset_s32(to, places, minitl_narrow4(sum, factor, minus_right, k->out_zero, low, high));
-        to += 4 * channels;
-        p += 4 * across, q += 4 * across, s += 4 * across;
+        return;
     }
 #endif
 #ifdef MINITL_DSP
