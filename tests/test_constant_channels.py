@@ -15,7 +15,6 @@ from PIL import Image
 
 from minitl import constant_channels, integer, reference_int8
 from minitl.constant_channels import intervals, remove
-from minitl.errors import MinitlError
 from minitl.integer import AveragePool, IntegerGraph, MaxPool, Pad, Weighted
 
 
@@ -154,7 +153,7 @@ def test_random_networks_keep_every_bit():
         x = adversaries(graph.tensors[graph.input].shape, 36, seed)
         observed = check_bounds(graph, x)
         still, proved = still + observed[0], proved + observed[1]
-        removal = remove(graph, multiple=(1, 4, 2, 3)[seed % 4])
+        removal = remove(graph)
         values += check_equal(removal, x)
         channels += sum(t.shape[-1] for t in graph.tensors.values())
         left += sum(t.shape[-1] for t in removal.graph.tensors.values())
@@ -201,17 +200,19 @@ def block(value, padding, *, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("value", "padding", "left"),
-    [(-20, (1, 1, 1, 1), 3), (60, (0, 0, 0, 0), 3), (60, (1, 1, 1, 1), 5), (60, (0, 1, 0, 0), 5)],
+    ("value", "padding", "goes"),
+    [(-20, (1, 1, 1, 1), True), (60, (0, 0, 0, 0), True), (60, (1, 1, 1, 1), False), (60, (0, 1, 0, 0), False)],
     ids=["zero point, padded", "not padded", "padded", "padded on one side"],
 )
-def test_a_constant_under_padding_is_removed_only_at_the_zero_point(value, padding, left):
-    """Inside, the depthwise sees the constant, at the border real zeros: its output is no constant then."""
+def test_a_constant_under_padding_is_removed_only_at_the_zero_point(value, padding, goes):
+    """Inside, the depthwise sees the constant, at the border real zeros: its output is no constant then, if no clamp makes it one."""
     graph = block(value, padding)
-    low, high = intervals(graph)["t1"]
-    assert low[1] == high[1] == low[3] == high[3] == value
-    removal = remove(graph, multiple=1)
-    assert [len(removal.kept[name]) for name in graph.tensors] == [2, left, left, 3]
+    bounds = intervals(graph)
+    assert all(bounds["t1"][0][c] == bounds["t1"][1][c] == value for c in (1, 3))
+    removal = remove(graph)
+    moving = np.flatnonzero(bounds["t2"][0] != bounds["t2"][1]).tolist()
+    assert removal.kept["t1"].tolist() == removal.kept["t2"].tolist() == moving
+    assert bool({1, 3} & set(moving)) != goes and {0, 2, 4} <= set(moving)
     check_equal(removal, adversaries((5, 5, 2), 40))
 
 
@@ -223,7 +224,7 @@ def test_a_convolution_with_padding_folds_only_the_zero_point(value, left):
     pin(build, [0, 4], value)
     build.conv(3, (3, 3), padding=(1, 1, 1, 1))
     lively(build)
-    removal = remove(build.graph(), multiple=1)
+    removal = remove(build.graph())
     assert len(removal.kept["t1"]) == left
     check_equal(removal, adversaries((5, 5, 2), 40))
 
@@ -233,7 +234,7 @@ def test_padding_that_no_window_reaches_is_no_border():
     build.conv(6, (1, 1))
     pin(build, [0, 4], 60)
     build.conv(3, (2, 2), (2, 2), (0, 1, 0, 1))
-    removal = remove(build.graph(), multiple=1)
+    removal = remove(build.graph())
     assert removal.kept["t1"].tolist() == [1, 2, 3, 5]
     check_equal(removal, adversaries((4, 4, 2), 40))
 
@@ -249,7 +250,7 @@ def test_a_channel_stays_if_one_of_its_readers_needs_it():
     build.add(start, build.last)
     total = build.last
     build.conv(2, (1, 1))
-    removal = remove(build.graph(), multiple=1)
+    removal = remove(build.graph())
     low, high = intervals(build.graph())[total]
     assert 2 in np.flatnonzero(low == high) and {5, 6}.isdisjoint(np.flatnonzero(low == high))
     # Channel 2 of the sum is constant, but the padded convolution sees channel 2 of the first tensor: it stays.
@@ -269,7 +270,7 @@ def test_concat_and_flatten_follow_their_inputs():
     joined = build.last
     build.dense(3)
     graph = build.graph()
-    removal = remove(graph, multiple=1)
+    removal = remove(graph)
     assert removal.kept[joined].tolist() == [2, 3, 4, 6, 7, 8, 9, 13, 14, 15]
     flat = graph.ops[-1].inputs[0]
     assert removal.kept[flat].tolist() == [17 * pixel + c for pixel in range(9) for c in removal.kept[joined]]
@@ -278,18 +279,17 @@ def test_concat_and_flatten_follow_their_inputs():
 
 def test_a_tensor_that_never_changes_keeps_one_channel_and_asks_for_nothing():
     """Its one channel is a bias without weights, so that nothing before it is computed for its sake."""
-    for multiple, left in ((1, 1), (4, 4)):
-        build = Builder(np.random.default_rng(4), (4, 4, 3))
-        build.conv(8, (3, 3))
-        build.conv(6, (1, 1))
-        pin(build, range(6), 25)
-        build.dense(3)
-        removal = remove(build.graph(), multiple)
-        assert len(removal.kept["t1"]) == len(removal.kept["t2"]) == left
-        assert not removal.graph.ops[1].kernel.any() or removal.graph.ops[1].kernel_zero
-        check_equal(removal, adversaries((4, 4, 3), 40))
-        low, high = intervals(removal.graph)[removal.graph.output]
-        assert (low == high).all()
+    build = Builder(np.random.default_rng(4), (4, 4, 3))
+    build.conv(8, (3, 3))
+    build.conv(6, (1, 1))
+    pin(build, range(6), 25)
+    build.dense(3)
+    removal = remove(build.graph())
+    assert len(removal.kept["t1"]) == len(removal.kept["t2"]) == 1
+    assert not removal.graph.ops[1].kernel.any() or removal.graph.ops[1].kernel_zero
+    check_equal(removal, adversaries((4, 4, 3), 40))
+    low, high = intervals(removal.graph)[removal.graph.output]
+    assert (low == high).all()
 
 
 def test_an_output_that_never_changes_keeps_its_channels():
@@ -300,7 +300,7 @@ def test_an_output_that_never_changes_keeps_its_channels():
         build.ops[-1] = replace(build.ops[-1], kernel_zero=kernel_zero)
         pin(build, [0, 1, 2, 3], 90)
         removal = remove(build.graph())
-        assert removal.graph.tensors[removal.graph.output].shape == (4,) and len(removal.kept["t1"]) == 4
+        assert removal.graph.tensors[removal.graph.output].shape == (4,) and len(removal.kept["t1"]) == 1
         check_equal(removal, adversaries((4, 4, 3), 40))
         assert (removal.graph.run(images(removal.graph, 3)) == 90).all()
 
@@ -317,7 +317,7 @@ def test_a_kernel_of_zeros_that_the_proof_would_refuse_is_not_made():
     build.ops[-1] = replace(op, kernel=op.kernel * 0, kernel_zero=100, bias=bias, shift=np.minimum(op.shift, 0))
     low, high = intervals(build.graph())[build.last]
     assert low[0] == high[0]
-    removal = remove(build.graph(), 1)
+    removal = remove(build.graph())
     assert len(removal.kept["t1"]) == 11
     check_equal(removal, adversaries((2, 2, 3), 30))
 
@@ -330,86 +330,15 @@ def test_a_channel_that_nobody_reads_needs_no_constant():
     kernel = build.ops[-1].kernel.copy()
     kernel[..., [0, 3], :] = build.ops[-1].kernel_zero
     build.ops[-1] = replace(build.ops[-1], kernel=kernel)
-    removal = remove(build.graph(), 1)
+    removal = remove(build.graph())
     assert {0, 3}.isdisjoint(removal.kept["t1"]) and removal.kept["t1"].tolist() == removal.kept["t2"].tolist()
     check_equal(removal, adversaries((4, 4, 3), 40))
-
-
-def reading(build, rows):
-    """Sets the last layer's weights so that output channel o reads the input channels rows[o] and no others."""
-    lively(build)
-    op = build.ops[-1]
-    kernel = np.full_like(op.kernel, op.kernel_zero)
-    for o, channels in enumerate(rows):
-        kernel[..., channels, o] = op.kernel_zero ^ 64
-    build.ops[-1] = replace(op, kernel=kernel, bias=np.zeros_like(op.bias))
-
-
-def test_channels_are_rounded_up_to_the_multiple_where_there_are_that_many():
-    for wanted, multiple, left in ((1, 4, 4), (5, 4, 5), (5, 2, 6), (5, 3, 6), (3, 3, 3), (4, 8, 4), (0, 4, 4), (0, 8, 1)):
-        build = Builder(np.random.default_rng(10), (3, 3, 2))
-        build.conv(6, (1, 1))
-        lively(build)
-        build.conv(2, (1, 1))
-        reading(build, [range(wanted)] * 2)
-        removal = remove(build.graph(), multiple)
-        assert len(removal.kept["t1"]) == left, (wanted, multiple)
-        check_equal(removal, adversaries((3, 3, 2), 30))
-    with pytest.raises(MinitlError, match="multiple of at least 1, found 0"):
-        remove(build.graph(), 0)
-
-
-def test_what_fills_up_is_what_costs_least():
-    """Channel 0 would have to be computed; channels 2 and 3 are constants, that is a bias."""
-    build = Builder(np.random.default_rng(11), (3, 3, 2))
-    build.conv(4, (1, 1))
-    pin(build, [2, 3], 5)
-    build.conv(2, (1, 1))
-    reading(build, [[1], [1]])
-    assert remove(build.graph(), 2).kept["t1"].tolist() == [1, 2]
-
-
-def test_rounding_waits_until_all_that_is_needed_is_known():
-    """Around a residual the branch's own reader makes more of the branch needed: it is full then, and nothing has to fill it up."""
-    build = Builder(np.random.default_rng(12), (3, 3, 2))
-    build.conv(4, (1, 1))
-    lively(build)
-    build.conv(8, (1, 1))
-    reading(build, [[0, 1, 2, 3]] * 8)
-    build.conv(4, (1, 1))
-    reading(build, [[7], [7], [4, 5], [6]])
-    build.add("t1", "t3")
-    build.conv(2, (1, 1))
-    reading(build, [[0], [1]])
-    assert remove(build.graph(), 4).kept["t2"].tolist() == [4, 5, 6, 7]
-
-
-def test_a_concat_is_rounded_where_its_inputs_are_and_nowhere_else():
-    build = Builder(np.random.default_rng(13), (3, 3, 2))
-    build.conv(3, (1, 1))
-    lively(build)
-    build.conv(8, (1, 1), source="x")
-    lively(build)
-    build.tensors["t2"] = replace(build.tensors["t2"], scale=build.tensors["t1"].scale, zero_point=build.tensors["t1"].zero_point)
-    build.concat(("t1", "t2"))
-    build.conv(2, (1, 1))
-    reading(build, [[0, 1, 2], [4, 5, 6, 7]])
-    assert [len(remove(build.graph(), 4).kept[name]) for name in ("t1", "t2", "t3")] == [3, 4, 7]
-
-
-def test_more_is_kept_for_a_larger_multiple_never_less():
-    for seed in range(60):
-        graph = saturated(random_graph(seed), seed)
-        exact = remove(graph, 1).kept
-        for multiple in (2, 3, 4):
-            rounded = remove(graph, multiple).kept
-            assert all(len(exact[name]) >= 1 and set(exact[name]) <= set(rounded[name]) for name in graph.tensors)
 
 
 def test_image_and_output_keep_all_channels():
     for seed in range(100):
         graph = saturated(random_graph(seed), seed)
-        removal = remove(graph, 1)
+        removal = remove(graph)
         assert removal.graph.tensors[graph.input] == graph.tensors[graph.input]
         assert removal.graph.tensors[graph.output] == graph.tensors[graph.output]
         assert [op.name for op in removal.graph.ops] == [op.name for op in graph.ops]
@@ -443,8 +372,8 @@ def test_an_image_that_is_the_output_and_a_dead_end_are_left_alone():
     build.conv(8, (1, 1))
     dead = build.last
     build.push(Pad("p", ("x",), "p", (1, 1, 1, 1)), build.tensors.setdefault("p", replace(build.tensors["x"], name="p", shape=(6, 6, 3))))
-    removal = remove(build.graph(), 4)
-    assert len(removal.kept[dead]) == 4
+    removal = remove(build.graph())
+    assert len(removal.kept[dead]) == 1
     check_equal(removal, adversaries((4, 4, 3), 40))
 
 
@@ -457,13 +386,13 @@ def photos(shape, count):
     return np.stack([np.asarray(Image.open(f).convert("RGB").resize(shape[1::-1])).astype(np.int16) - 128 for f in files]).astype(np.int8)
 
 
-def measure(file, made_up, real, multiple=4):
+def measure(file, made_up, real):
     """The removal on a published network, checked on made_up + real images and printed."""
     graph = integer_graph(interpreter(WEIGHTS / file))[0]
     shape = graph.tensors[graph.input].shape
     x = np.concatenate([adversaries(shape, made_up)[:made_up], photos(shape, real)])
     start = time.perf_counter()
-    removal = remove(graph, multiple)
+    removal = remove(graph)
     seconds = time.perf_counter() - start
     still, proved = check_bounds(graph, x)
     values = check_equal(removal, x)
@@ -474,21 +403,19 @@ def measure(file, made_up, real, multiple=4):
 
 
 @needs_shared
-@pytest.mark.parametrize(("multiple", "macs", "size"), [(4, 3_766_476, 30_340), (1, 3_727_313, 29_066)])
-def test_the_person_detector_shrinks_to_a_seventh_and_keeps_every_bit(multiple, macs, size):
-    removal = measure("vww_96_int8.tflite", 56, 24, multiple)
-    assert removal.macs == (7_489_664, macs) and removal.kernel_bytes == (208_112, size)
+def test_the_person_detector_shrinks_to_a_seventh_and_keeps_every_bit():
+    removal = measure("vww_96_int8.tflite", 56, 24)
+    assert removal.macs == (7_489_664, 3_727_313) and removal.kernel_bytes == (208_112, 29_066)
 
 
 @needs_shared
 def test_kernels_with_a_zero_point_keep_every_bit():
-    """In the uint8 network three of the first eight channels go, with 5 % of its multiplications; a multiple of 4 leaves all eight."""
-    removal = measure("mobilenet_v1_0.25_128_quant.tflite", 56, 8, 1)
+    """In the uint8 network three of the first eight channels go, with 5 % of its multiplications."""
+    removal = measure("mobilenet_v1_0.25_128_quant.tflite", 56, 8)
     assert removal.macs == (13_570_304, 12_868_864)
-    assert remove(removal.original, 4).graph is removal.original
 
 
 @needs_shared
 def test_a_network_trained_on_much_has_little_to_remove():
     removal = measure("tf2_mobilenet_v2_1.0_224_ptq.tflite", 18, 2)
-    assert removal.macs == (300_775_552, 295_557_248)
+    assert removal.macs == (300_775_552, 294_726_208)
