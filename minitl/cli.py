@@ -367,14 +367,14 @@ def command_report(arguments: argparse.Namespace) -> int:
     if arguments.output:
         page = network_report.draw_network(
             printable(Path(arguments.model).name), rows, plan, flash=network.figures().flash, accuracy=accuracy, core=arguments.core,
-            facts=[costs(network), *measured(profile)], notes=network.removal.summary() if network.removal else (),
+            facts=[costs(network), *measured(profile), *fused(network, plan)], notes=network.removal.summary() if network.removal else (),
         )  # fmt: skip
         write_atomically(arguments.output, to_png(page))
     if arguments.json:
-        print_json(report_facts(arguments, network, rows, profile, count, accuracy, notes))
+        print_json(report_facts(arguments, network, rows, plan, profile, count, accuracy, notes))
         return 0
     print(network_report.table(rows))
-    print("\n".join(["", costs(network), *measured(profile), *proof(network)]))
+    print("\n".join(["", costs(network), *measured(profile), *fused(network, plan), *proof(network)]))
     if count:
         print(f"dB: signal to noise of int8 against float on {count} photos; 6 dB are one bit")
     if arguments.output:
@@ -431,10 +431,17 @@ def measured(profile: qemu.Profile | None) -> list[str]:
     ]
 
 
+def fused(network: Deployment, plan: memory.Plan) -> list[str]:
+    """Which operations run inside of the next one, in words; [] if none does."""
+    names = ", ".join(f"{i} {network.graph.ops[i].name}" for i in sorted(plan.fused))
+    return [f"inside of the next operation, row by row, so that the values between them take no memory: {names}"] if names else []
+
+
 def report_facts(
     arguments: argparse.Namespace,
     network: Deployment,
     rows: list[network_report.Row],
+    plan: memory.Plan,
     profile: qemu.Profile | None,
     photos: int,
     accuracy: float | None,
@@ -448,6 +455,7 @@ def report_facts(
         "classes": network.classes,
         "input": list(network.graph.tensors[network.graph.input].shape),
         "rows": rows,
+        "fused": sorted(plan.fused),
         "macs": network.graph.macs(),
         "ram": {"arena": size.arena, "stack_below": emit_c.STACK},
         "flash": {"constants": size.flash, "by_purpose": size.constants, "code_below": emit_c.CODE},
@@ -555,7 +563,7 @@ def command_vectors(arguments: argparse.Namespace) -> int:
         else:
             names.append(str(path))
             inputs.append(recipe.quantise_pixels(found[None]))
-            logits.append(network.graph.run(inputs[-1]))
+            logits.append(network.original.run(inputs[-1]))
         progress(done, len(paths))
     if not names:
         raise MinitlError(f"none of the photos in {arguments.photos} can be read")

@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA, WEIGHTS, needs_shared
 
 import minitl
-from minitl import emit_c, folders, transfer
+from minitl import emit_c, folders, qemu, transfer
 from minitl.cli import main
 from minitl.images import read_photos
 
@@ -154,6 +154,14 @@ def test_the_header_answers_as_python_for_every_validation_photo(monkeys, compil
     expected = (monkeys / "logits.bin").read_bytes()
     assert len(expected) == 272 * 10
     assert theirs.stdout == expected
+
+
+def test_a_simulated_cortex_m4_answers_as_python_for_every_validation_photo(monkeys):
+    if why := qemu.unavailable("cortex-m4"):
+        pytest.skip(why)
+    images = np.frombuffer((monkeys / "inputs.bin").read_bytes(), np.int8).reshape(272, -1)
+    found = qemu.logits((monkeys / "out" / "model.h").read_text(), "model", "cortex-m4", images)
+    assert found.tobytes() == (monkeys / "logits.bin").read_bytes() and found.shape == (272, 10)
 
 
 def test_the_header_is_the_exported_one(monkeys, tmp_path):
