@@ -434,7 +434,7 @@ def measured(profile: qemu.Profile | None) -> list[str]:
 def fused(network: Deployment, plan: memory.Plan) -> list[str]:
     """Which operations run inside of the next one, in words; [] if none does."""
     names = ", ".join(f"{i} {network.graph.ops[i].name}" for i in sorted(plan.fused))
-    return [f"inside of the next operation, row by row, so that the values between them take no memory: {names}"] if names else []
+    return [f"inside of the next operation, row by row, so that what they compute is never stored: {names}"] if names else []
 
 
 def report_facts(
