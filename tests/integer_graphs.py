@@ -1,7 +1,10 @@
 """Small random integer graphs for tests: every kind of op, awkward sizes, every padding."""
 
+import itertools
+
 import numpy as np
 
+from minitl import integer
 from minitl.geometry import output_hw
 from minitl.integer import (
     Add,
@@ -25,10 +28,14 @@ from minitl.integer import (
 
 
 class Builder:
-    """Appends ops to a graph; the weights are random, the scales such that outputs use most of int8."""
+    """Appends ops to a graph; the weights are random, the scales such that outputs use most of int8.
 
-    def __init__(self, rng, shape):
+    clamps, kernel_zeros: whether there may be any. left_shifts: whether weighted ops have tiny weights and factors above 1.
+    """
+
+    def __init__(self, rng, shape, clamps=True, kernel_zeros=True, left_shifts=False):
         self.rng, self.ops = rng, []
+        self.clamps, self.kernel_zeros, self.left_shifts = clamps, kernel_zeros, left_shifts
         self.tensors = {"x": Tensor("x", shape, 0.02, int(rng.integers(-128, 128)))}
         self.last = "x"
 
@@ -45,6 +52,10 @@ class Builder:
 
     def _weights(self, source, out, kernel_shape, fan_in):
         outputs = kernel_shape[-1]
+        if self.left_shifts:
+            kernel = self.rng.integers(-1, 2, kernel_shape, dtype=np.int8)
+            bias = self.rng.integers(-9, 10, outputs).astype(np.int32)
+            return (kernel, bias, *quantise_multipliers(2.0 ** self.rng.uniform(-3, 6, outputs)))
         kernel = self.rng.integers(-127, 128, kernel_shape, dtype=np.int8)
         bias = self.rng.integers(-2000, 2000, outputs).astype(np.int32)
         # A sum of fan_in products of about 70 * 70: bring its spread to about 50 steps; some channels far off, one flushed to 0.
@@ -54,12 +65,15 @@ class Builder:
         return (kernel, bias, *quantise_multipliers(real))
 
     def clamp(self):
+        if not self.clamps:
+            return {}
         low = int(self.rng.choice([-128, -128, -60]))
         return {"act_min": low, "act_max": int(self.rng.choice([127, 127, 40]))}
 
     def weighted(self):
         """A clamp; one kernel in three has a zero point other than 0."""
-        return {**self.clamp(), "kernel_zero": int(self.rng.choice([0, 0, self.rng.integers(-128, 128)]))}
+        clamp = self.clamp()
+        return {**clamp, "kernel_zero": int(self.rng.choice([0, 0, self.rng.integers(-128, 128)])) if self.kernel_zeros else 0}
 
     def conv(self, outputs, size, strides=(1, 1), padding=(0, 0, 0, 0), source=None):
         source = self.tensors[source or self.last]
@@ -173,6 +187,105 @@ def random_graph(seed):
     if few(0, 1):
         build.mean()
     build.dense(few(1, 6))
+    return build.graph()
+
+
+def awkward_graphs():
+    """Networks for what random ones could miss, among them every one of what the header's kernels leave out if it is not needed."""
+    graphs = []
+    for size in (7, 8):  # stride 2 at odd and even sizes
+        for padding in ((0, 1, 0, 1), (1, 1, 1, 1), (0, 0, 0, 0)):
+            build = Builder(np.random.default_rng(size), (size, size + 1, 3))
+            build.conv(5, (3, 3), (2, 2), padding)
+            build.depthwise((3, 3), (1, 1), (1, 1, 1, 1))
+            build.conv(7, (1, 1))
+            build.depthwise((3, 3), (2, 2), padding if padding[1] else (1, 1, 1, 1))
+            build.mean()
+            build.dense(3)
+            graphs.append(build.graph())
+    build = Builder(np.random.default_rng(1), (1, 1, 1))
+    build.conv(1, (3, 3), (1, 1), (1, 1, 1, 1))
+    build.depthwise((1, 1))
+    build.pool(integer.MaxPool, (1, 1), (1, 1))
+    build.dense(1)
+    graphs.append(build.graph())
+    build = Builder(np.random.default_rng(2), (9, 6, 4))
+    build.pool(integer.AveragePool, (3, 2), (2, 2), (1, 1, 1, 0))
+    build.pool(integer.AveragePool, build.tensors[build.last].shape[:2], (1, 1))
+    build.reshape((4,))  # the output is a reshape, and nothing has weights
+    graphs.append(build.graph())
+    build = Builder(np.random.default_rng(3), (2, 2, 3))
+    build.reshape((12,))
+    graphs.append(build.graph())
+    build = Builder(np.random.default_rng(4), (3, 1, 2))
+    build.requantise(Tensor("", (1,), 0.03, 5))
+    graphs.append(build.graph())
+    for seed, needs in enumerate(itertools.product((False, True), repeat=3)):  # channels that are no multiple of 4
+        build = Builder(np.random.default_rng(10 + seed), (5, 7 + seed % 2, 1), *needs)
+        build.conv(2, (3, 3), (1, 1), (1, 1, 1, 1))
+        build.conv(17, (1, 1))
+        build.depthwise((3, 3), (1, 1), (1, 1, 1, 1))
+        build.conv(9, (1, 1))
+        build.depthwise((3, 3), (2, 2), (1, 1, 1, 1))
+        build.conv(6, (2, 2), (1, 1), (0, 1, 1, 0))
+        build.conv(1, (1, 1))
+        build.conv(3, (2, 3), (1, 1), (0, 1, 1, 1))
+        build.conv(16, (1, 1))
+        build.conv(5, (1, 1), (2, 1))
+        if seed % 2:
+            build.mean()
+        build.dense(7)
+        graphs.append(build.graph())
+    build = Builder(np.random.default_rng(5), (13, 11, 3))  # windows of more than 3
+    build.conv(4, (4, 5), (1, 2), (2, 1, 2, 3))
+    build.depthwise((5, 4), (1, 1), (2, 2, 1, 2))
+    build.depthwise((1, 5), (1, 1), (0, 0, 2, 2))
+    build.depthwise((7, 1), (2, 1), (3, 3, 0, 0))
+    build.pool(integer.MaxPool, (5, 4), (1, 1), (4, 4, 3, 3))
+    build.conv(3, (7, 7), (1, 1), (3, 3, 3, 3))
+    build.dense(2)
+    graphs.append(build.graph())
+    build = Builder(np.random.default_rng(6), (23, 25, 2))  # strides that skip pixels, windows that hold none
+    build.depthwise((3, 3), (1, 1), (4, 5, 4, 3))
+    build.conv(5, (2, 2), (3, 3), (3, 3, 3, 3))
+    build.depthwise((3, 3), (4, 2), (1, 1, 1, 1))
+    build.pad((1, 2, 3, 4))
+    build.depthwise((1, 1), (2, 3))
+    build.pool(integer.AveragePool, (1, 2), (2, 3), (0, 0, 1, 1))
+    build.dense(2)
+    graphs.append(build.graph())
+    for seed, (strides, padding) in enumerate(
+        [((1, 1), (1, 1, 1, 1)), ((2, 2), (0, 1, 0, 1)), ((3, 2), (2, 0, 0, 2)), ((2, 1), (0, 0, 0, 0))]
+    ):
+        build = Builder(np.random.default_rng(20 + seed), (12 + seed, 11 + seed % 2, 3))  # so wide that two ops are worth fusing
+        build.conv(23 + seed, (1, 1))
+        build.depthwise((3, 3), strides, padding)
+        build.conv(5, (1, 1))
+        build.mean()
+        build.dense(4)
+        graphs.append(build.graph())
+    return graphs
+
+
+def every_kind():
+    """A small network that needs every kernel."""
+    build = Builder(np.random.default_rng(9), (9, 7, 3))
+    build.conv(5, (3, 3), (2, 1), (1, 1, 1, 1))
+    build.depthwise((3, 3), (1, 1), (1, 1, 1, 1))
+    build.depthwise((2, 3), (1, 1), (1, 0, 1, 1))
+    start = build.conv(6, (1, 1))
+    build.conv(6, (3, 3), (1, 1), (1, 1, 1, 1))
+    start = build.add(start, build.last)
+    build.conv(3, (1, 1))
+    build.requantise(build.tensors[start])
+    build.concat((start, build.last))
+    build.pad((1, 0, 0, 1))
+    build.pool(integer.MaxPool, (2, 2), (1, 1))
+    build.pool(integer.AveragePool, (2, 2), (1, 1))
+    build.mean()
+    build.dense(7)
+    build.reshape((7,))
+    build.dense(3)
     return build.graph()
 
 

@@ -2,15 +2,14 @@
 
 import re
 import shutil
-import subprocess
 import tempfile
 
 import numpy as np
 import pytest
+from compiled import STRICT, check_program, compile_c, compiler, emit, write_networks
 from conftest import WEIGHTS, needs_shared
-from integer_graphs import Builder, images, random_graph
+from integer_graphs import awkward_graphs, every_kind, images, random_graph
 from litert_graphs import integer_graph, interpreter
-from test_header import STRICT, all_sizes, compile_c, compiler, driver, emit
 
 from minitl import integer, qemu
 from minitl.errors import MinitlError
@@ -85,7 +84,7 @@ def check_on(core, graphs, folder, flags=("-O3",)):
 @pytest.mark.parametrize("core", qemu.CORES)
 def test_many_networks_on_a_core_equal_python(core, tmp_path):
     needs(core)
-    graphs = [*all_sizes(), *(random_graph(1000 + seed) for seed in range(14))]
+    graphs = [*awkward_graphs(), *(random_graph(1000 + seed) for seed in range(14))]
     step = {"cortex-m0plus": 1, "cortex-m4": 1, "cortex-m55": 1}.get(core, 3)  # the others run the same code, and a micro:bit is small
     graphs, flags = graphs[::step], ("-O3",) if core in BIG else ("-Os",)
     print(f"{core}: {check_on(core, graphs, tmp_path, flags)} logits of {len(graphs)} networks equal")
@@ -127,15 +126,9 @@ def check_random(seeds, folder):
     needs("cortex-m4")
     graphs = [random_graph(seed) for seed in seeds]
     compared = check_on("cortex-m4", graphs, folder, ("-O2",))
-    names = [f"n{i}" for i in range(len(graphs))]
-    (folder / "host.c").write_text(driver(names))
-    compile_c(compiler("gcc"), "-O1", *STRICT, "host.c", "-o", "host", cwd=folder)
-    inputs = [images(graph, 12, seed) for seed, graph in enumerate(graphs)]
-    done = subprocess.run([folder / "host"], input=b"".join(x.tobytes() for x in inputs), capture_output=True)
-    assert done.returncode == 0
-    expected = np.concatenate([graph.run(x).ravel() for graph, x in zip(graphs, inputs, strict=True)])
-    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8), expected)
-    print(f"{len(graphs)} networks: {compared} logits on the core and {expected.size} on the host equal")
+    write_networks(folder, graphs)
+    compile_c(compiler("gcc"), "-O1", *STRICT, "main.c", "-o", "host", cwd=folder)
+    print(f"{len(graphs)} networks: {compared} logits on the core and {check_program(folder / 'host', graphs, folder)} on the host equal")
 
 
 def test_random_networks_agree_in_python_on_the_host_and_on_a_core(tmp_path):
@@ -155,19 +148,10 @@ def test_a_big_endian_processor_computes_the_same(tmp_path):
     here = [tools for tools in BIG_ENDIAN.values() if all(map(shutil.which, tools))]
     if not here:
         pytest.skip("no big-endian compiler and simulator here (Debian and Ubuntu: apt install gcc-mips-linux-gnu qemu-user)")
-    graphs = [*all_sizes(), *(random_graph(1000 + seed) for seed in range(14))]
-    names = [f"n{i}" for i in range(len(graphs))]
-    for name, graph in zip(names, graphs, strict=True):
-        (tmp_path / f"{name}.h").write_text(emit(graph, name))
-    (tmp_path / "main.c").write_text(driver(names))
-    compile_c([here[0][0], "-std=c99"], "-static", "-O2", *STRICT, "main.c", "-o", "program", cwd=tmp_path)
-    inputs = [images(graph, 12, seed) for seed, graph in enumerate(graphs)]
-    data = b"".join(x.tobytes() for x in inputs)
-    done = subprocess.run([here[0][1], tmp_path / "program"], input=data, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    expected = np.concatenate([graph.run(x).ravel() for graph, x in zip(graphs, inputs, strict=True)])
-    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8), expected)
-    print(f"{here[0][1]}: {expected.size} logits equal")
+    graphs = [*awkward_graphs(), *(random_graph(1000 + seed) for seed in range(14))]
+    write_networks(tmp_path, graphs)
+    compile_c([here[0][0], "-std=c99"], "-static", "-O2", *STRICT, "-DSELFTEST", "main.c", "-o", "program", cwd=tmp_path)
+    print(f"{here[0][1]}: {check_program([here[0][1], tmp_path / 'program'], graphs, tmp_path)} logits equal")
 
 
 # ---- a real network ----------------------------------------------------------------------------------------------------------
@@ -208,28 +192,6 @@ def test_a_profile_adds_up_and_repeats(vww):
     assert 500 < one.code < 16384 and 50 < one.stack < 1024
     assert one.resolution == pytest.approx(40, rel=1e-4)
     print(one)
-
-
-def every_kind():
-    """A small network that needs every kernel."""
-    build = Builder(np.random.default_rng(9), (9, 7, 3))
-    build.conv(5, (3, 3), (2, 1), (1, 1, 1, 1))
-    build.depthwise((3, 3), (1, 1), (1, 1, 1, 1))
-    build.depthwise((2, 3), (1, 1), (1, 0, 1, 1))
-    start = build.conv(6, (1, 1))
-    build.conv(6, (3, 3), (1, 1), (1, 1, 1, 1))
-    start = build.add(start, build.last)
-    build.conv(3, (1, 1))
-    build.requantise(build.tensors[start])
-    build.concat((start, build.last))
-    build.pad((1, 0, 0, 1))
-    build.pool(integer.MaxPool, (2, 2), (1, 1))
-    build.pool(integer.AveragePool, (2, 2), (1, 1))
-    build.mean()
-    build.dense(7)
-    build.reshape((7,))
-    build.dense(3)
-    return build.graph()
 
 
 @pytest.mark.parametrize(
