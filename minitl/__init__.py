@@ -25,9 +25,12 @@ if _ours:
 
 from .errors import MinitlError  # noqa: E402
 from .folders import list_folder  # noqa: E402
-from .model import Answer, Model, load  # noqa: E402
+from .model import Answer, Deployment, Model, deployable, load  # noqa: E402
 from .training import Settings  # noqa: E402
 from .transfer import Run, evaluate, fit, train  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ["Answer", "MinitlError", "Model", "Run", "Settings", "__version__", "evaluate", "fit", "list_folder", "load", "train"]
+__all__ = [
+    "Answer", "Deployment", "MinitlError", "Model", "Run", "Settings", "__version__", "deployable", "evaluate", "fit", "list_folder",
+    "load", "train",
+]  # fmt: skip

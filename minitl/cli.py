@@ -417,7 +417,7 @@ def count_instructions(network: Deployment, core: str, notes: list[str]) -> qemu
     try:
         return qemu.profile(network.emit("network"), "network", core, image)
     except MinitlError as error:  # too large for the board
-        notes.append(f"instructions were not counted: {error}")
+        notes.append(f"instructions were not counted: {' '.join(str(error).split())[-300:]}")
         return None
 
 
