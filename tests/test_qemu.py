@@ -10,8 +10,9 @@ from compiled import STRICT, check_program, compile_c, compiler, emit, write_net
 from conftest import WEIGHTS, needs_shared
 from integer_graphs import awkward_graphs, every_kind, images, random_graph
 from litert_graphs import integer_graph, interpreter
+from test_header import check_rounding, rounding_cases, write_blob
 
-from minitl import integer, qemu
+from minitl import emit_c, integer, qemu
 from minitl.errors import MinitlError
 
 COUNT = 20  # images per network
@@ -119,6 +120,54 @@ def test_the_self_test_on_a_core_names_the_layer_that_differs(tmp_path, layer):
     for text, expected in ((header, ""), (broken, f"{layer} {graph.ops[layer].name}")):
         elf = qemu.build(tmp_path, {"net.h": text, "main.c": SELFTEST}, "cortex-m4", ("-Os",))
         assert qemu.run(elf, "cortex-m4").decode() == expected
+
+
+ROUNDING = f"""
+#include "board.h"
+#include "{emit_c.KERNELS.resolve()}"
+int main(void);
+int main(void)
+{{
+    int32_t v[7];
+    while (board_read(v, 28) == 28) {{
+        const int32_t right = v[2], one = minitl_requantise(v[0], v[1], right), twice = (int32_t)((uint32_t)v[1] << 1);
+        const int8_t two = minitl_clamp(one / 2, v[4], v[5]);
+        int8_t three = v[6] ? minitl_narrow(v[0], twice, right, 2 * v[3] + 1, v[4], v[5]) : 0;
+#ifdef MINITL_HELIUM
+        if (v[6]) {{
+            const int32x4_t four = minitl_narrow4(vdupq_n_s32(v[0]), vdupq_n_s32(twice), vdupq_n_s32(-right), v[3], v[4], v[5]);
+            three = vgetq_lane_s32(four, 0) == three && vgetq_lane_s32(four, 3) == three ? three : (int8_t)~three;
+        }}
+#endif
+        board_write(&one, 4);
+        board_write(&two, 1);
+        board_write(&three, 1);
+    }}
+    return 0;
+}}
+"""
+
+
+@pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m4", "cortex-m55"])
+def test_requantisation_on_a_core_equals_exact_fractions(core, tmp_path):
+    needs(core)
+    cases, expected = rounding_cases()
+    elf = qemu.build(tmp_path, {"main.c": ROUNDING}, core, ("-O2", "-Wno-unused-function"))
+    check_rounding(qemu.run(elf, core, cases.tobytes()), expected)
+
+
+def test_weights_in_a_blob_on_a_core_give_the_same_bits(tmp_path):
+    needs("cortex-m4")
+    graph = every_kind()
+    header = write_blob(tmp_path, graph, "n0")
+    objects = [qemu._support(tmp_path, "cortex-m4")]
+    (tmp_path / "main.c").write_text(board_driver(["n0"]))
+    objects.append(qemu._compile(tmp_path, "main.c", "cortex-m4", ("-O2",)))
+    compile_c([qemu.GCC, *qemu.CORES["cortex-m4"].flags], "-c", "n0_weights.S", cwd=tmp_path)
+    elf = qemu._link(tmp_path, [*objects, "n0_weights.o"], "cortex-m4")
+    found = np.frombuffer(qemu.run(elf, "cortex-m4", images(graph, COUNT).tobytes()), np.int8)
+    np.testing.assert_array_equal(found, graph.run(images(graph, COUNT)).ravel())
+    print(f"{found.size} logits equal with {len(header.blob)} bytes of weights apart")
 
 
 def check_random(seeds, folder):
