@@ -78,6 +78,10 @@ static inline int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t r
 
 /* == clamp (needs processor) == */
 
+#ifdef MINITL_SATURATE /* of gcc 12's own macro __ssat */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#endif
 /* a, clamped to low..high, within int8. */
 static inline int8_t minitl_clamp(int32_t a, int32_t low, int32_t high)
 {
@@ -93,6 +97,9 @@ static inline int8_t minitl_clamp(int32_t a, int32_t low, int32_t high)
 #endif
 #endif
 }
+#ifdef MINITL_SATURATE
+#pragma GCC diagnostic pop
+#endif
 
 /* == narrow (needs round, clamp) == */
 
