@@ -224,7 +224,7 @@ def costs(network: Deployment) -> str:
     size = network.figures()
     return (
         f"int8 network: {network.graph.macs():,} MACs an image; RAM: {size.arena:,} bytes, below {emit_c.STACK:,} of stack; "
-        f"flash: {size.flash:,} bytes of constants, below {emit_c.CODE:,} of code"
+        f"flash: {size.flash:,} bytes of constants, below {size.code:,} of code"
     )
 
 
@@ -458,7 +458,7 @@ def report_facts(
         "fused": sorted(plan.fused),
         "macs": network.graph.macs(),
         "ram": {"arena": size.arena, "stack_below": emit_c.STACK},
-        "flash": {"constants": size.flash, "by_purpose": size.constants, "code_below": emit_c.CODE},
+        "flash": {"constants": size.flash, "by_purpose": size.constants, "code_below": size.code},
         "constant_channels": {
             "removed": network.removal is not None,
             "summary": network.removal.summary() if network.removal else [],

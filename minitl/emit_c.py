@@ -361,13 +361,38 @@ def _sections() -> dict[str, tuple[tuple[str, ...], str]]:
     return {name: (tuple(needs.split(", ")) if needs else (), text) for name, needs, text in zip(*[iter(parts[1:])] * 3, strict=True)}
 
 
-def _kernel_text(used: set[str]) -> str:
-    """The C of the kernels used and of all that they need, in the file's order."""
+def _needed(used: set[str]) -> list[str]:
+    """The sections of the kernels used and of all that they need, in the file's order."""
     sections, wanted, queue = _sections(), set[str](), list(used)
     while queue:
         wanted.add(name := queue.pop())
         queue += [other for other in sections[name][0] if other not in wanted]
-    return "\n".join(text.strip() + "\n" for name, (_, text) in sections.items() if name in wanted)
+    return [name for name in sections if name in wanted]
+
+
+def _kernel_text(used: set[str]) -> str:
+    """The C of the kernels used and of all that they need."""
+    return "\n".join(_sections()[name][1].strip() + "\n" for name in _needed(used))
+
+
+STACK = 1024
+"""Bytes of stack that a run takes at most, with gcc on Cortex-M at every level of optimisation but -O0 (there less than twice that)."""
+
+CODE = {
+    "matrix": 1280, "pointwise": 64, "conv2d": 832, "row_3x3": 1152, "depthwise_3x3": 64, "pointwise_depthwise_3x3": 320,
+    "depthwise_conv2d": 768, "dense": 448, "average_pool": 576, "max_pool": 128, "global_mean": 64, "add": 64, "rescale": 128,
+    "copy_rows": 64, "pad": 64, "the rest": 288, "a call": 72, "a macro": 96,
+}  # fmt: skip
+"""Bytes of code at most, by section of kernels.h, with gcc -Os and -O2 on Cortex-M: fitted to what 45 networks take on five cores (the
+M0+ and the M55 take the most), with some room. At -O3 and -O0 it is up to two and a half times that (M55), since gcc copies and unrolls
+kernels at -O3. tests/test_qemu.py holds all of it against compiled networks."""
+
+
+def _code(context: Context) -> int:
+    """Bytes of code at most, a multiple of 64."""
+    bytes_ = sum(CODE.get(section, 0) for section in _needed(context.kernels)) + CODE["the rest"]
+    bytes_ += CODE["a call"] * len(context.graph.ops) + CODE["a macro"] * sum(_needs(context.graph).values())
+    return -(-bytes_ // 64) * 64
 
 
 # ---- the words ---------------------------------------------------------------------------------------------------------------
@@ -506,10 +531,14 @@ def layer_hashes(graph: IntegerGraph) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a header costs, in bytes, exactly: its arena (RAM), and its constants (flash) by purpose. Stack and code are not in it."""
+    """What a header costs, in bytes: exactly its arena (RAM) and its constants (flash) by purpose; at most the code.
+
+    The code is gcc's for Cortex-M at -Os and -O2, see CODE; STACK is the bound of the stack.
+    """
 
     arena: int
     constants: dict[str, int]
+    code: int
 
     @property
     def flash(self) -> int:
@@ -533,7 +562,7 @@ def figures(graph: IntegerGraph, classes: list[str]) -> Figures:
 
 def _figures(context: Context, classes: list[str]) -> Figures:
     names = {"class names": len(classes) * _longest(classes)}
-    return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names)
+    return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names, _code(context))
 
 
 def _arena(plan: memory.Plan) -> int:
@@ -637,7 +666,7 @@ def _emit(
     if recipe is not None:
         macros |= {"INPUT_CROP_PER_MILLE": round(1000 * recipe.crop_fraction) if recipe.resize == "crop" else 0}
     macros |= {"INPUT_BYTES": image.size, "CLASSES": len(classes), "CLASS_NAME_BYTES": _longest(classes)}
-    macros |= {"ARENA_BYTES": size.arena, "IMAGE_OFFSET": context.plan.image, "STACK_BYTES": STACK, "CODE_BYTES": CODE}
+    macros |= {"ARENA_BYTES": size.arena, "IMAGE_OFFSET": context.plan.image, "STACK_BYTES": STACK, "CODE_BYTES": size.code}
     macros |= {"CONSTANT_BYTES": size.flash}
 
     words = _manual(graph, name, recipe, provenance, version, size, comment_text(file or f"{name}.h"), notes, blob)
@@ -659,12 +688,6 @@ def _emit(
         hashes=",\n".join("    {\n" + table(np.array(row, dtype=object), "    ", "u") + "}" for row in hashes),
     )
     return text, context
-
-
-STACK = 1024
-"""Bytes of stack that a run takes at most, with gcc on Cortex-M at every level of optimisation (tests/test_qemu.py measures it)."""
-CODE = 8192
-"""Bytes of code that a header takes at most there (the same test)."""
 
 
 def _defines(upper: str, macros: Mapping[str, int]) -> str:
@@ -738,9 +761,9 @@ def _manual(
         f"calls must not run at the same time. If {upper}_CALLER_ARENA is defined, there is none: call {name}_run_in(arena, image, "
         f"logits) with {upper}_ARENA_BYTES bytes of yours, aligned to 4, free for other use between calls; the image may lie in them at "
         f"{upper}_IMAGE_OFFSET.",
-        f"Stack: below {STACK:,} bytes ({upper}_STACK_BYTES; gcc on Cortex-M, every level). No recursion, no heap.",
-        f"Flash: {size.flash:,} bytes of constants ({parts}), and below {CODE:,} bytes of code ({upper}_CODE_BYTES; gcc on Cortex-M, "
-        "every level).",
+        f"Stack: below {STACK:,} bytes ({upper}_STACK_BYTES; gcc on Cortex-M, every level but -O0). No recursion, no heap.",
+        f"Flash: {size.flash:,} bytes of constants ({parts}), and below {size.code:,} bytes of code ({upper}_CODE_BYTES; "
+        "gcc -Os and -O2 on Cortex-M; -O3 makes more of it).",
         f"Arena and constants are held by compile-time checks; define {upper}_RAM_LIMIT (arena and stack) or {upper}_FLASH_LIMIT "
         "(constants and code) and the compiler holds yours, too.",
     )
