@@ -86,16 +86,20 @@ def test_dequantised_networks_reach_the_accuracy_of_the_quantised_ones(weights, 
 # ---- transfer
 
 
-def test_monkeys_with_the_quarter_network_at_128(cache):
-    accuracy, int8, _ = train_three("mobilenet_v1_0.25_128_quant.tflite", "monkeys", cache)
-    assert accuracy >= 0.85
-    assert int8 >= accuracy - 0.015
-
-
-def test_monkeys_with_the_quarter_network_at_224(cache):
-    accuracy, int8, _ = train_three("mobilenet_2_5_224_tf_no_top.h5", "monkeys", cache)
-    assert accuracy >= 0.91
-    assert int8 >= accuracy - 0.015
+@pytest.mark.parametrize(
+    ("weights", "least"),
+    [
+        ("mobilenet_v1_0.25_128_quant.tflite", 0.85),
+        ("mobilenet_2_5_224_tf_no_top.h5", 0.91),
+        pytest.param("mobilenet_v2_1.0_224_quant.tflite", 0.95, marks=pytest.mark.slow),
+        pytest.param("tf2_mobilenet_v2_1.0_224_ptq.tflite", 0.95, marks=pytest.mark.slow),
+    ],
+)
+def test_monkeys_are_learned_and_int8_loses_at_most_one_point(cache, weights, least):
+    accuracy, int8, _ = train_three(weights, "monkeys", cache)
+    print(f"lost by quantisation: {100 * (accuracy - int8):.2f} points, the mean of three seeds")
+    assert accuracy >= least
+    assert accuracy - int8 <= 0.010
 
 
 def test_fruit_is_learned_without_a_mistake(cache):
@@ -161,6 +165,7 @@ def test_a_simulated_cortex_m4_answers_as_python_for_every_validation_photo(monk
         pytest.skip(why)
     images = np.frombuffer((monkeys / "inputs.bin").read_bytes(), np.int8).reshape(272, -1)
     found = qemu.logits((monkeys / "out" / "model.h").read_text(), "model", "cortex-m4", images)
+    print(f"{found.size} logits of {len(found)} photos on the core")
     assert found.tobytes() == (monkeys / "logits.bin").read_bytes() and found.shape == (272, 10)
 
 
