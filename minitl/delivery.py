@@ -24,12 +24,14 @@ def deliver(files: Mapping[Path, bytes], folders: Mapping[Path, Mapping[str, byt
 
     In a folder, what minitl wrote is replaced, and removed where it is not wanted any more. What the user has changed stays as it is, with
     a sentence. Raises MinitlError, and changes nothing, where a file in the way is none of ours, where one below the folders `fixed` was
-    changed (an old one would not fit the others), where two outputs are one file, and where anything cannot be written.
+    changed (an old one would not fit the others), where one that was changed names files of those folders that come or go (it would not
+    build any more), where two outputs are one file, and where anything cannot be written.
     """
     contents, stale, notes, made = dict(files), list[Path](), list[str](), list[Path]()
     for folder, wanted in folders.items():
         known = _written(folder)
         listing = dict(known)
+        moved = {PurePosixPath(path).name for path in known.keys() ^ wanted.keys() if path.startswith(fixed)} if known else set()
         for path, data in wanted.items():
             there = _hash(folder / path)
             if there in (None, known.get(path), _digest(data)):
@@ -39,10 +41,13 @@ def deliver(files: Mapping[Path, bytes], folders: Mapping[Path, Mapping[str, byt
             elif path.startswith(fixed):
                 raise MinitlError(f"{printable(folder / path)} was changed after minitl wrote it: move it away, then try again")
             else:
+                _fits(folder / path, data, moved)
                 notes.append(f"{printable(folder / path)} stays as it is, since you changed it; move it away to get the new one")
         for path in known.keys() - wanted.keys():
             if _hash(folder / path) == known[path]:
                 stale.append(folder / path)
+            elif os.path.lexists(folder / path):
+                _fits(folder / path, b"", moved)
             del listing[path]
         contents[folder / LIST] = "".join(f"{listing[path]}  {path}\n" for path in sorted(listing)).encode()
     outputs = _distinct([*files, *(folder / path for folder, wanted in folders.items() for path in (*wanted, LIST))])
@@ -77,6 +82,20 @@ def _written(folder: Path) -> dict[str, str]:
         ) from None
     pairs = [(path, digest) for digest, gap, path in (line.partition("  ") for line in lines) if gap and len(digest) == 64]
     return {path: digest for path, digest in pairs if "\0" not in path and not {"..", "/"} & set(PurePosixPath(path).parts)}
+
+
+def _fits(path: Path, new: bytes, moved: set[str]) -> None:
+    """MinitlError where a file that the user changed names other files of those that come or go than its new version would."""
+    try:
+        own = path.read_bytes()
+    except OSError:
+        return
+    for name in sorted(moved):
+        if (name.encode() in own) != (name.encode() in new):
+            raise MinitlError(
+                f"{printable(path)} was changed by you and would not fit the other files any more, because of {name}: "
+                "export as before (the same --name, --blob or not), or move it away, then try again"
+            )
 
 
 def _digest(data: bytes) -> str:

@@ -137,3 +137,30 @@ def test_a_file_that_is_asked_for_is_not_removed_as_an_old_one(tmp_path):
     deliver({}, {tmp_path: FILES})
     deliver({tmp_path / "model/net.h": b"mine"}, {tmp_path: {"Makefile": b"all:\n"}})
     assert without_list(tmp_path) == {"Makefile": b"all:\n", "model/net.h": b"mine"}
+
+
+@pytest.mark.parametrize("case", ["another name", "another example", "weights apart"])
+def test_a_changed_file_that_would_not_build_any_more_is_no_reason_to_break_the_folder(tmp_path, case):
+    def files(name, apart=False):
+        sources = f"model/{name}.c" + (f" model/{name}_weights.S" if apart else "")
+        found = {"main.c": f'#include "model/{name}.h"\n', "Makefile": f"all: {sources}\n", f"model/{name}.h": name, f"model/{name}.c": ""}
+        found |= {f"examples/{name}.ino": f"#include <{name}.h>\n"} | ({f"model/{name}_weights.S": ""} if apart else {})
+        return {path: text.encode() for path, text in found.items()}
+
+    changed, then, now = {
+        "another name": ("main.c", ("cat",), ("dog",)),
+        "another example": ("examples/cat.ino", ("cat",), ("dog",)),
+        "weights apart": ("Makefile", ("cat",), ("cat", True)),
+    }[case]
+    deliver({}, {tmp_path: files(*then)}, ("model/",))
+    with open(tmp_path / changed, "ab") as file:
+        file.write(b"# mine\n")
+    before = content(tmp_path)
+    with pytest.raises(MinitlError, match="the same --name") as caught:
+        deliver({}, {tmp_path: files(*now)}, ("model/",))
+    print(caught.value)
+    assert str(tmp_path / changed) in str(caught.value) and content(tmp_path) == before
+    assert len(deliver({}, {tmp_path: files(*then)}, ("model/",))) == 1  # as before: fine
+    (tmp_path / changed).rename(tmp_path / "away")
+    assert deliver({}, {tmp_path: files(*now)}, ("model/",)) == []
+    assert without_list(tmp_path).keys() == {*files(*now), "away"}
