@@ -116,6 +116,11 @@ SIZES = {"int32_t": 4, SUM: 44, WINDOW: 34, "int8_t": 1}
 """Types of constants with their bytes."""
 
 
+def _size(type_name: str, values: np.ndarray) -> int:
+    """Bytes of a member."""
+    return SIZES[type_name] if type_name in (SUM, WINDOW) else values.size * SIZES[type_name]
+
+
 @dataclass
 class Constants:
     """Members of the one constant object, and what they are for (the flash figures by purpose). name: the header's prefix."""
@@ -132,7 +137,7 @@ class Constants:
         """Bytes of each purpose; filling up to a multiple of 4 included, under 'padding'."""
         count: dict[str, int] = {}
         for type_name, _, values, purpose in self.members:
-            count[purpose] = count.get(purpose, 0) + (SIZES[type_name] if type_name in (SUM, WINDOW) else values.size * SIZES[type_name])
+            count[purpose] = count.get(purpose, 0) + _size(type_name, values)
         if gap := -sum(count.values()) % 4:
             count["padding"] = gap
         return count
@@ -558,6 +563,14 @@ class Header:
 def figures(graph: IntegerGraph, classes: list[str]) -> Figures:
     """The figures that emit() states for this graph and these class names."""
     return _figures(_compile(graph, "figures")[0], classes)
+
+
+def constant_bytes(graph: IntegerGraph) -> list[int]:
+    """Bytes of the constants of every op, in order; what figures() states beyond their sum are class names and padding."""
+    count = [0] * len(graph.ops)
+    for type_name, name, values, _ in _compile(graph, "figures")[0].constants.members:  # such as kernel_3
+        count[int(name.rpartition("_")[2])] += _size(type_name, values)
+    return count
 
 
 def _figures(context: Context, classes: list[str]) -> Figures:
