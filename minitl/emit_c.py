@@ -368,7 +368,7 @@ def _sections() -> dict[str, tuple[tuple[str, ...], str]]:
 
 def _needed(used: set[str]) -> list[str]:
     """The sections of the kernels used and of all that they need, in the file's order."""
-    sections, wanted, queue = _sections(), set[str](), list(used)
+    sections, wanted, queue = _sections(), set[str](), ["processor", *used]
     while queue:
         wanted.add(name := queue.pop())
         queue += [other for other in sections[name][0] if other not in wanted]
@@ -454,7 +454,8 @@ def _recipe_words(recipe: Recipe, upper: str) -> list[str]:
     average = "" if recipe.interpolation == "nearest" else " (shrinking averages over all source pixels under the filter, as Pillow does)"
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (recipe.mean, recipe.std))
     return [
-        f"{box}, and scale it to {w}x{h} pixels, {recipe.interpolation}{average}. Turn it upright first.",
+        f"{box}, and scale it to {w}x{h} pixels, {recipe.interpolation}{average}. Turn it upright first. "
+        f"{upper}_INPUT_CROP_PER_MILLE says the same in a number: the side of that box in thousandths, 0 for the whole picture.",
         "Order: rows from the top, pixels from the left, then red, green, blue.",
         f"Values: image[...] = {upper}_QUANTIZE_PIXEL(p, c) for p = 0..255 and c = 0, 1, 2 for red, green, blue. It stands for "
         f"(p - mean) / std with mean {mean} and std {std}.",
@@ -597,7 +598,7 @@ def _compile(graph: IntegerGraph, name: str) -> tuple[Context, list[str]]:
             calls.append(f"    /* {_describe(graph, i, op)}, inside of the next, row by row */\n")
             continue
         lines = EMITTERS[type(op)](context, i, op)
-        lines.append(f"{name.upper()}_AFTER({i}, {context.at(op.output)}, {graph.tensors[op.output].size})")
+        lines.append(f"{name.upper()}_AFTER({i}, {context.at(op.output)}, {graph.tensors[op.output].size});")
         calls.append(f"    /* {_describe(graph, i, op)} */\n" + "".join(f"    {line}\n" for line in lines))
     return context, calls
 
@@ -693,6 +694,7 @@ def _emit(
         constants=_object(context.constants, blob),
         size=f"sizeof({name}_constants) + " if context.constants.members else "",
         names=",\n".join(f"    {c_string(c)} /* {i} */" for i, c in enumerate(classes)),
+        other=", 2 if the weights are those of another header" if blob else "",
         identity=f"    if ({name}_constants.identity[0] != {identity - 2**31}) {{\n        return 2;\n    }}\n" if blob else "",
         calls="".join(calls).rstrip("\n"),
         vectors=VECTORS,
@@ -739,7 +741,10 @@ def _manual(
 
     def scale(end: str, tensor: Tensor) -> str:
         exact = f"{upper}_{end}_SCALE_MULTIPLIER * 2^({upper}_{end}_SCALE_SHIFT - 31)"
-        return f"real = scale * (q - {upper}_{end}_ZERO_POINT), zero point {tensor.zero_point}, scale {tensor.scale!r}, to 31 bits {exact}."
+        return (
+            f"real = scale * (q - {upper}_{end}_ZERO_POINT), zero point {tensor.zero_point}, scale {tensor.scale!r} "
+            f"(the same in integers: {exact})."
+        )
 
     lines = [
         f"{file}: an image classifier in C99, {_shape(image.shape)} -> {logits.size} classes. Written by minitl {comment_text(version)}.",
@@ -767,6 +772,8 @@ def _manual(
     lines += _paragraph(
         f"THE LOGITS. int8_t logits[{upper}_CLASSES], one per class, the largest wins. They overlap neither image nor arena.",
         scale("OUTPUT", logits),
+        "Probabilities are the softmax of the real values. A threshold on the difference of two logits does without: the odds of their "
+        "classes are exp(scale * difference) to 1.",
     )
     lines += _paragraph(
         "MEMORY, known before compiling.",
@@ -789,13 +796,13 @@ def _manual(
         "MACROS to define before the implementation.",
         f"{upper}_PORTABLE: plain C also where the processor has DSP or vector instructions (same bits). {upper}_SELFTEST: adds "
         f"{name}_selftest(), which returns 0, or the name of the first layer that computes something else than Python did. "
-        f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling.",
+        f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling; not after one that runs inside of the next.",
     )
     return lines + _paragraph("ORIGIN.", *_provenance(provenance, graph.digest()))
 
 
 STUB = """\
-/* The weights of minitl.h, taken in from minitl_weights.bin: assemble this file with the C compiler, the .bin beside it. */
+/* The weights of a header, taken in from minitl_weights.bin: assemble this file with the C compiler, the .bin beside it. */
 #if defined(__APPLE__)
     .section __TEXT,__const
 #elif defined(_WIN32)
@@ -836,7 +843,8 @@ extern "C" {{
 /* UTF-8, in the order of the logits. */
 extern const char minitl_class_names[MINITL_CLASSES][MINITL_CLASS_NAME_BYTES];
 
-/* One image to logits: 0, or 1 if a pointer is NULL or the arena does not lie at a multiple of 4 (then nothing is written). */
+/* One image to logits. 0, or 1 if a pointer is NULL or the arena does not lie at a multiple of 4{other}; then nothing is
+   written. minitl_image() is where the image costs no copy: inside the arena, where the run overwrites it. */
 #ifndef MINITL_CALLER_ARENA
 int8_t *minitl_image(void);
 int minitl_run(const int8_t *image, int8_t *logits);
@@ -845,7 +853,7 @@ int minitl_run(const int8_t *image, int8_t *logits);
 /* The same in MINITL_ARENA_BYTES bytes of the caller's. */
 int minitl_run_in(void *arena, const int8_t *image, int8_t *logits);
 
-/* 0 if every layer computes what it should, else the name of the first one that does not. */
+/* 0 if every layer computes what it should, else the name of the first one that does not. Three runs; uses up the image; one at a time. */
 #ifdef MINITL_SELFTEST
 #ifndef MINITL_CALLER_ARENA
 const char *minitl_selftest(void);
@@ -889,7 +897,7 @@ MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES <= MINITL_FLASH_LIMIT, c
 #endif
 
 #ifndef MINITL_LAYER
-#define MINITL_LAYER(i, values, bytes)
+#define MINITL_LAYER(i, values, bytes) ((void)0)
 #endif
 #ifndef MINITL_SELFTEST
 #define MINITL_AFTER(i, values, bytes) MINITL_LAYER(i, values, bytes)
@@ -904,7 +912,7 @@ static const uint32_t minitl_hashes[{vectors}][{layers}] = {{
 }};
 static int32_t minitl_vector = -1, minitl_wrong = -1; /* the vector that runs in a self-test, the first wrong layer */
 
-static void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
+static MINITL_APART void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
 {{
     uint32_t hash = 0, i;
     if (minitl_vector < 0 || minitl_wrong >= 0) {{
@@ -919,7 +927,7 @@ static void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
 }}
 #endif
 
-int minitl_run_in(void *memory, const int8_t *image, int8_t *logits)
+MINITL_APART int minitl_run_in(void *memory, const int8_t *image, int8_t *logits)
 {{
     int8_t *const arena = (int8_t *)memory;
     int32_t i;
@@ -938,7 +946,7 @@ const char *minitl_selftest_in(void *arena)
 {{
     int8_t *const image = (int8_t *)arena + MINITL_IMAGE_OFFSET;
     static int8_t logits[MINITL_CLASSES];
-    int failed = 0;
+    int failed = arena == 0 || ((uintptr_t)arena & 3u) != 0;
     minitl_wrong = -1;
     for (minitl_vector = 0; minitl_vector < {vectors} && failed == 0; minitl_vector++) {{
         uint32_t i;

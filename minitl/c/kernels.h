@@ -31,12 +31,10 @@ needs are taken. A section begins with a line "== name (needs others) ==". Rules
 #define MINITL_HELIUM
 #include <arm_mve.h>
 #elif defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && defined(__thumb2__)
-#define MINITL_DSP
-#include <arm_acle.h>
+#define MINITL_DSP /* a few instructions, each in a function of its own: arm_acle.h has them from gcc 10 on only */
 #endif
 #if defined(__ARM_FEATURE_SAT) && __ARM_FEATURE_SAT && defined(__thumb2__)
 #define MINITL_SATURATE
-#include <arm_acle.h>
 #endif
 #endif
 
@@ -49,7 +47,8 @@ typedef int16_t minitl_half;
 typedef uint32_t minitl_pair;
 #endif
 
-/* A function of its own also where the compiler would copy it into its caller: there, too few registers would be left for its loop. */
+/* A function of its own also where the compiler would copy it into its callers: in there, too few registers would be left for its
+   loop, and code and stack would be larger than the header says. */
 #ifdef __GNUC__
 #define MINITL_APART __attribute__((noinline))
 #else
@@ -78,33 +77,35 @@ static inline int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t r
 
 /* == clamp (needs processor) == */
 
-#ifdef MINITL_SATURATE /* of gcc 12's own macro __ssat */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wsign-conversion"
-#endif
-/* a, clamped to low..high, within int8. */
-static inline int8_t minitl_clamp(int32_t a, int32_t low, int32_t high)
+/* a / 2, rounded down, clamped to low..high, within int8. */
+static inline int8_t minitl_clamp_half(int32_t a, int32_t low, int32_t high)
 {
 #if MINITL_CLAMPS
+    a >>= 1;
     return (int8_t)(a < low ? low : a > high ? high : a);
+#elif defined(MINITL_SATURATE)
+    (void)low;
+    (void)high;
+    __asm__("ssat %0, #8, %1, asr #1" : "=r"(a) : "r"(a) : "cc");
+    return (int8_t)a;
 #else
     (void)low;
     (void)high;
-#ifdef MINITL_SATURATE
-    return (int8_t)__ssat(a, 8);
-#else
+    a >>= 1;
     return (int8_t)(a < -128 ? -128 : a > 127 ? 127 : a);
 #endif
-#endif
 }
-#ifdef MINITL_SATURATE
-#pragma GCC diagnostic pop
-#endif
+
+/* a, clamped. */
+static inline int8_t minitl_clamp(int32_t a, int32_t low, int32_t high)
+{
+    return (int8_t)(a < low ? low : a > high ? high : a);
+}
 
 /* == narrow (needs round, clamp) == */
 
 /* A sum becomes an output: requantised, moved by the zero point (odd = 2 * zero point + 1, which rounds as well), clamped.
-   twice: the multiplier doubled, minus 2^32; so that the high half of one product, plus a, is minitl_high. */
+   twice: the multiplier doubled, minus 2^32; so that the high half of one product, plus a, is the product that minitl_requantise has. */
 static inline int8_t minitl_narrow(int32_t a, int32_t twice, int32_t right, int32_t odd, int32_t low, int32_t high)
 {
     int32_t product;
@@ -119,7 +120,7 @@ static inline int8_t minitl_narrow(int32_t a, int32_t twice, int32_t right, int3
 #else
     product = (int32_t)(((int64_t)a * twice + ((int64_t)1 << 31)) >> 32) + a;
 #endif
-    return minitl_clamp((((product * 2 + (product >> 31)) >> right) + odd) >> 1, low, high);
+    return minitl_clamp_half(((product * 2 + (product >> 31)) >> right) + odd, low, high);
 }
 
 #ifdef MINITL_HELIUM
@@ -177,7 +178,9 @@ static inline uint32_t minitl_word(const void *at)
 /* Bytes 0 and 2 of a word as two signed halves. */
 static inline uint32_t minitl_even(uint32_t word)
 {
-    return (uint32_t)__sxtb16((int8x4_t)word);
+    uint32_t halves;
+    __asm__("sxtb16 %0, %1" : "=r"(halves) : "r"(word));
+    return halves;
 }
 
 /* Bytes 1 and 3 of a word as two signed halves. */
@@ -188,16 +191,20 @@ static inline uint32_t minitl_odd(uint32_t word)
     return halves;
 }
 
-/* sum + low half of a * low half of b + high half of a * high half of b. */
+/* sum + low half of a * low half of b + high half of a * high half of b; it never overflows, so that the flag of it stays as it is. */
 static inline int32_t minitl_both(uint32_t a, uint32_t b, int32_t sum)
 {
-    return __smlad((int16x2_t)a, (int16x2_t)b, sum);
+    int32_t total;
+    __asm__("smlad %0, %1, %2, %3" : "=r"(total) : "r"(a), "r"(b), "r"(sum));
+    return total;
 }
 
 /* sum + low half of a * high half of b. */
 static inline int32_t minitl_cross(uint32_t a, uint32_t b, int32_t sum)
 {
-    return __smlabt((int32_t)a, (int32_t)b, sum);
+    int32_t total;
+    __asm__("smlabt %0, %1, %2, %3" : "=r"(total) : "r"(a), "r"(b), "r"(sum));
+    return total;
 }
 #endif
 
@@ -254,7 +261,7 @@ static inline int8_t *minitl_fill(int8_t *to, int32_t value, int32_t count)
 #ifdef MINITL_DSP
 /* Two pixels as halves, in the order in which minitl_matrix takes them: values 0 and 2, 1 and 3 of p, the same of q, and so on;
    zeros up to a multiple of 8. */
-static void minitl_widen(const int8_t *p, const int8_t *q, int32_t count, minitl_pair *to)
+static MINITL_APART void minitl_widen(const int8_t *p, const int8_t *q, int32_t count, minitl_pair *to)
 {
     int32_t k, i;
     for (k = 0; k < count || (k & 7) != 0; k += 4, to += 4) {
@@ -314,8 +321,8 @@ typedef struct {
 #ifdef MINITL_HELIUM
 #define MINITL_GROUP 4
 /* Loads of weights may reach 8 bytes into the next row: its products with zeros vanish, and the last row has 8 bytes more behind it. */
-static MINITL_APART void minitl_groups(const int8_t *x, const int8_t *z, int32_t inputs, int32_t groups, minitl_kernel k, int8_t *to,
-                                       int8_t *also, int32_t start_x, int32_t start_z, int32_t zero, int32_t low, int32_t high)
+static MINITL_APART void minitl_groups(const int8_t *x, const int8_t *z, int32_t inputs, int32_t groups, minitl_kernel k, int8_t
+                                       *to, int8_t *also, int32_t start_x, int32_t start_z, int32_t zero, int32_t low, int32_t high)
 {
     const int32_t row = (inputs + 7) & ~(int32_t)7;
     for (; groups > 0; groups--) {
@@ -435,8 +442,8 @@ static MINITL_APART void minitl_groups(const void *x, const int8_t *z, int32_t i
 /* Two pixels p and q of `inputs` values, times the kernels of all outputs: kernel[output][inputs, filled up with zeros to a multiple
    of 8]; the bias has the input's zero point folded in. A pixel without a partner is its own.
    scratch: 4 * (inputs rounded up to 8) bytes, at a multiple of 4. Reads p and q while it writes `to` and `also`. */
-static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *also, int32_t inputs, const minitl_window *g,
-                          minitl_kernel k, void *scratch)
+static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *also, int32_t inputs, const
+                                       minitl_window *g, minitl_kernel k, void *scratch)
 {
     const int32_t outputs = g->out_channels, zero = g->out_zero, low = g->low, high = g->high;
     int32_t start_p = 0, start_q = 0, n;
@@ -484,8 +491,8 @@ static void minitl_matrix(const int8_t *p, const int8_t *q, int8_t *to, int8_t *
 /* == pointwise (needs matrix) == */
 
 /* Convolution with a 1x1 window, two pixels at a time: an output may overlap x as long as it stays behind the pixels still needed. */
-static void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                             const int32_t *twice, const int8_t *right, void *scratch)
+static MINITL_APART void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t
+                                          *bias, const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, outputs = g->out_channels;
     const minitl_kernel k = {kernel, bias, twice, right};
@@ -501,7 +508,7 @@ static void minitl_pointwise(const int8_t *x, int8_t *y, const minitl_window *g,
 /* == patch (needs window, bytes) == */
 
 /* The window's pixels at (row, column) of x, one after the other, the zero point where they lie outside. */
-static void minitl_patch(const int8_t *x, int8_t *to, const minitl_window *g, int32_t row, int32_t column)
+static MINITL_APART void minitl_patch(const int8_t *x, int8_t *to, const minitl_window *g, int32_t row, int32_t column)
 {
     const int32_t channels = g->in_channels, size = g->width * channels, line = g->in_width * channels, zero = g->in_zero;
     const int32_t first = minitl_first(column) * channels, last = minitl_last(column, g->width, g->in_width) * channels;
@@ -524,8 +531,8 @@ static void minitl_patch(const int8_t *x, int8_t *to, const minitl_window *g, in
 
 /* Convolution, two pixels of a row at a time. kernel[output][row, column, channel, filled up to a multiple of 8]; the bias has the
    input's zero point folded in. scratch: 6 * (values of a window rounded up to 8) bytes. */
-static void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                          const int32_t *twice, const int8_t *right, void *scratch)
+static MINITL_APART void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t
+                                       *bias, const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t size = (int32_t)g->height * g->width * g->in_channels, room = (size + 7) & ~(int32_t)7;
     int8_t *const patches = (int8_t *)scratch + 4 * room;
@@ -593,8 +600,8 @@ static MINITL_APART void minitl_ring_padding(minitl_half *to, int32_t count, int
 /* Each channel with its own window: kernel[channel][row][column]; the bias has the input's zero point folded in. Channel after
    channel, row after row, through a ring of the last rows, widened to 16 bits and padded: so y may be x itself.
    scratch: `height` rows of (left + width of x + right + 4, rounded up to 4) values of 16 bits, at a multiple of 4. */
-static void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                                    const int32_t *twice, const int8_t *right, void *scratch)
+static MINITL_APART void minitl_depthwise_conv2d(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const
+                                                 int32_t *bias, const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, height = g->height, width = g->width, room = minitl_ring_room(g);
     const int32_t odd = 2 * g->out_zero + 1;
@@ -735,7 +742,7 @@ static MINITL_APART void minitl_row_3x3(const minitl_half *p, const minitl_half 
 #endif
 }
 
-static void minitl_share(minitl_channel *channel, const minitl_window *g)
+static MINITL_APART void minitl_share(minitl_channel *channel, const minitl_window *g)
 {
     channel->out_zero = g->out_zero;
     channel->low = g->low;
@@ -744,7 +751,8 @@ static void minitl_share(minitl_channel *channel, const minitl_window *g)
     channel->across = g->stride_across;
 }
 
-static void minitl_choose(minitl_channel *channel, const int8_t *kernel, int32_t kernel_zero, int32_t bias, int32_t twice, int32_t right)
+static MINITL_APART void minitl_choose(minitl_channel *channel, const int8_t *kernel, int32_t kernel_zero, int32_t bias, int32_t
+                                       twice, int32_t right)
 {
     int32_t i;
     for (i = 0; i < 9; i++) {
@@ -765,8 +773,8 @@ static void minitl_choose(minitl_channel *channel, const int8_t *kernel, int32_t
 /* == depthwise_3x3 (needs row_3x3) == */
 
 /* minitl_depthwise_conv2d for a window of 3x3 pixels that moves by one or two columns. */
-static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                                 const int32_t *twice, const int8_t *right, void *scratch)
+static MINITL_APART void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window *g, const int8_t *kernel, const
+                                              int32_t *bias, const int32_t *twice, const int8_t *right, void *scratch)
 {
     const int32_t channels = g->in_channels, room = minitl_ring_room(g), width = g->in_width, height = g->in_height, left = g->left;
     const int32_t down = g->stride_down, line = width * channels, zero = g->in_zero, out_width = g->out_width;
@@ -807,9 +815,10 @@ static void minitl_depthwise_3x3(const int8_t *x, int8_t *y, const minitl_window
 
 /* A pointwise convolution and a depthwise one of 3x3 that reads it, row by row: of what lies between them only three rows exist.
    y may overlap x as long as it stays behind the rows still needed. scratch: that of both kernels and the three rows. */
-static void minitl_pointwise_depthwise_3x3(const int8_t *x, int8_t *y, void *scratch, const minitl_window *g, const int8_t *kernel_g,
-                                           const int32_t *bias_g, const int32_t *twice_g, const int8_t *right_g, const minitl_window *h,
-                                           const int8_t *kernel_h, const int32_t *bias_h, const int32_t *twice_h, const int8_t *right_h)
+static MINITL_APART void minitl_pointwise_depthwise_3x3(const int8_t *x, int8_t *y, void *scratch, const minitl_window *g, const
+                                                        int8_t *kernel_g, const int32_t *bias_g, const int32_t *twice_g, const
+                                                        int8_t *right_g, const minitl_window *h, const int8_t *kernel_h, const
+                                                        int32_t *bias_h, const int32_t *twice_h, const int8_t *right_h)
 {
     const minitl_kernel mix = {kernel_g, bias_g, twice_g, right_g};
     const int32_t inputs = g->in_channels, channels = h->in_channels, width = h->in_width, height = h->in_height, line = width * channels;
@@ -854,8 +863,8 @@ static void minitl_pointwise_depthwise_3x3(const int8_t *x, int8_t *y, void *scr
 /* == dense (needs narrow, window, dot) == */
 
 /* kernel[output][input, filled up with zeros to a multiple of 8]; the bias has the input's zero point folded in. */
-static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, const minitl_window *g, const int8_t *kernel, const int32_t *bias,
-                         const int32_t *twice, const int8_t *right)
+static MINITL_APART void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, const minitl_window *g, const int8_t *kernel,
+                                      const int32_t *bias, const int32_t *twice, const int8_t *right)
 {
     const int32_t row = (inputs + 7) & ~(int32_t)7;
     int32_t o, start = 0;
@@ -873,7 +882,7 @@ static void minitl_dense(const int8_t *x, int8_t *y, int32_t inputs, const minit
 /* == average_pool (needs clamp, window) == */
 
 /* Mean of the pixels under the window, halves away from zero; padding is not counted. */
-static void minitl_average_pool(const int8_t *x, int8_t *y, const minitl_window *g)
+static MINITL_APART void minitl_average_pool(const int8_t *x, int8_t *y, const minitl_window *g)
 {
     int32_t r, c, k, i, j;
     for (r = 0; r < g->out_height; r++) {
@@ -900,7 +909,7 @@ static void minitl_average_pool(const int8_t *x, int8_t *y, const minitl_window 
 /* == max_pool (needs clamp, window) == */
 
 /* Largest value under the window; padding never wins. */
-static void minitl_max_pool(const int8_t *x, int8_t *y, const minitl_window *g)
+static MINITL_APART void minitl_max_pool(const int8_t *x, int8_t *y, const minitl_window *g)
 {
     int32_t r, c, k, i, j;
     for (r = 0; r < g->out_height; r++) {
@@ -926,8 +935,8 @@ static void minitl_max_pool(const int8_t *x, int8_t *y, const minitl_window *g)
 /* == global_mean (needs round, clamp) == */
 
 /* Mean of every channel over all pixels; the division is part of the multiplier. Channel after channel: y may be x. */
-static void minitl_global_mean(const int8_t *x, int8_t *y, int32_t pixels, int32_t channels, int32_t multiplier, int32_t right,
-                               int32_t in_zero, int32_t out_zero)
+static MINITL_APART void minitl_global_mean(const int8_t *x, int8_t *y, int32_t pixels, int32_t channels, int32_t multiplier,
+                                            int32_t right, int32_t in_zero, int32_t out_zero)
 {
     int32_t k, i;
     for (k = 0; k < channels; k++) {
@@ -947,7 +956,7 @@ typedef struct {
 } minitl_sum;
 
 /* a + b on three scales, by way of a common scale that is 2^20 times finer. Element after element: y may be a or b. */
-static void minitl_add(const int8_t *a, const int8_t *b, int8_t *y, int32_t size, const minitl_sum *s)
+static MINITL_APART void minitl_add(const int8_t *a, const int8_t *b, int8_t *y, int32_t size, const minitl_sum *s)
 {
     const int32_t finer = (int32_t)1 << 20;
     int32_t k;
@@ -961,8 +970,8 @@ static void minitl_add(const int8_t *a, const int8_t *b, int8_t *y, int32_t size
 /* == rescale (needs round, clamp) == */
 
 /* The same real values on another scale and zero point, clamped. Element after element: y may be x. */
-static void minitl_rescale(const int8_t *x, int8_t *y, int32_t size, int32_t multiplier, int32_t right, int32_t in_zero, int32_t out_zero,
-                           int32_t low, int32_t high)
+static MINITL_APART void minitl_rescale(const int8_t *x, int8_t *y, int32_t size, int32_t multiplier, int32_t right, int32_t
+                                        in_zero, int32_t out_zero, int32_t low, int32_t high)
 {
     int32_t k;
     for (k = 0; k < size; k++) {
@@ -973,7 +982,7 @@ static void minitl_rescale(const int8_t *x, int8_t *y, int32_t size, int32_t mul
 /* == copy_rows == */
 
 /* `rows` rows of `size` bytes, one after the other in x, `stride` bytes apart in y. */
-static void minitl_copy_rows(const int8_t *x, int8_t *y, int32_t rows, int32_t size, int32_t stride)
+static MINITL_APART void minitl_copy_rows(const int8_t *x, int8_t *y, int32_t rows, int32_t size, int32_t stride)
 {
     int32_t r, k;
     for (r = 0; r < rows; r++) {
@@ -986,7 +995,7 @@ static void minitl_copy_rows(const int8_t *x, int8_t *y, int32_t rows, int32_t s
 /* == pad (needs window) == */
 
 /* The image in the middle of a larger one that is filled with the zero point. */
-static void minitl_pad(const int8_t *x, int8_t *y, const minitl_window *g)
+static MINITL_APART void minitl_pad(const int8_t *x, int8_t *y, const minitl_window *g)
 {
     const int32_t channels = g->in_channels;
     int32_t r, c, k;
