@@ -796,7 +796,8 @@ def _manual(
         "MACROS to define before the implementation.",
         f"{upper}_PORTABLE: plain C also where the processor has DSP or vector instructions (same bits). {upper}_SELFTEST: adds "
         f"{name}_selftest(), which returns 0, or the name of the first layer that computes something else than Python did. "
-        f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling; not after one that runs inside of the next.",
+        f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling; not after one that runs inside of "
+        "the next.",
     )
     return lines + _paragraph("ORIGIN.", *_provenance(provenance, graph.digest()))
 
