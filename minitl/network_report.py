@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import memory
+from . import emit_c, memory
 from .graph import INPUT, Graph
 from .integer import IntegerGraph, Op, Weighted
 from .memory import IMAGE, SCRATCH, Plan
 from .report import BLUE, GREY, INK, MARGIN, ORANGE, PALE, RED, RULE, WIDTH, Colour, Page, nice_ticks, percent, shortened
 
 Row = dict[str, Any]
-"""Keys: op (its number), name, kind, shape (of the output), macs, kernel_bytes, other_bytes (biases, multipliers, shifts), alive_bytes (of
-the arena, while it runs), instructions, share (of all instructions, 0..1), snr_db; the last three None where nobody measured."""
+"""Keys: op (its number), name, kind, shape (of the output), macs, kernel_bytes (the weights), other_bytes (all else that the header has
+for it: biases, multipliers, shifts, shapes, rows filled up), alive_bytes (of the arena, while it runs), instructions, share (of all
+instructions, 0..1), snr_db; the last three None where nobody measured."""
 
 CEILING = 99.0
 """dB of a layer in which no difference was seen; minus as much where there was nothing but differences."""
@@ -43,15 +44,13 @@ def rows(
     counted = dict(instructions)
     total = sum(counted.values())
     table = []
-    for i, op in enumerate(graph.ops):
+    for i, (op, constants) in enumerate(zip(graph.ops, emit_c.constant_bytes(graph), strict=True)):
         ins, out = graph.ends(op)
-        weighted = isinstance(op, Weighted)
+        kernel = int(op.kernel.size) if isinstance(op, Weighted) else 0
         table.append(
             {
                 "op": i, "name": op.name, "kind": kind(op), "shape": list(out.shape), "macs": op.macs(ins, out),
-                "kernel_bytes": int(op.kernel.size) if isinstance(op, Weighted) else 0,
-                "other_bytes": 9 * out.shape[-1] if weighted else 0,
-                "alive_bytes": alive_bytes(plan, i),
+                "kernel_bytes": kernel, "other_bytes": constants - kernel, "alive_bytes": alive_bytes(plan, i),
                 "instructions": counted.get(i), "share": counted[i] / total if total and i in counted else None,
                 "snr_db": None if noise is None or op.output not in noise else round(noise[op.output], 1),
             }
@@ -107,28 +106,34 @@ COLUMNS = 120
 """Of a terminal."""
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text, at most 120 columns wide; columns that nobody measured are left out, long names lose their middle."""
-    columns: list[tuple[str, str, list[str]]] = [
-        ("op", ">", [str(row["op"]) for row in rows] + [""]),
-        ("name", "<", [row["name"] for row in rows] + ["all"]),
-        ("kind", "<", [row["kind"] for row in rows] + [""]),
-        ("output", "<", ["x".join(map(str, row["shape"])) for row in rows] + [""]),
-    ]
+def table(rows: Sequence[Row], flash: int | None = None) -> str:
+    """The rows as text, at most 120 columns wide; columns that nobody measured are left out, long names lose their middle.
+
+    flash: bytes of all constants, from emit_c.figures; what no operation has of them gets a line, so that the column adds up.
+    """
     weights = [row["kernel_bytes"] + row["other_bytes"] for row in rows]
-    alive = [row["alive_bytes"] for row in rows]
-    for title, values, total in (
-        ("MACs", [row["macs"] for row in rows], sum(row["macs"] for row in rows)),
-        ("flash", weights, sum(weights)),
-        ("RAM", alive, max(alive, default=0)),
+    rest = [] if flash is None else [flash - sum(weights)]
+    blank = [""] * len(rest)
+    columns: list[tuple[str, str, list[str]]] = [
+        ("op", ">", [str(row["op"]) for row in rows] + blank + [""]),
+        ("name", "<", [row["name"] for row in rows] + ["class names, padding"] * len(rest) + ["all"]),
+        ("kind", "<", [row["kind"] for row in rows] + blank + [""]),
+        ("output", "<", ["x".join(map(str, row["shape"])) for row in rows] + blank + [""]),
+    ]
+    macs, alive = [row["macs"] for row in rows], [row["alive_bytes"] for row in rows]
+    zeros = [0] * len(rest)
+    for title, values in (
+        ("MACs", [*macs, *zeros, sum(macs)]),
+        ("flash", [*weights, *rest, sum(weights) + sum(rest)]),
+        ("RAM", [*alive, *zeros, max(alive, default=0)]),
     ):
-        columns.append((title, ">", [f"{value:,}" if value else "" for value in (*values, total)]))
+        columns.append((title, ">", [f"{value:,}" if value else "" for value in values]))
     if any(row["instructions"] is not None for row in rows):
         counts = [row["instructions"] for row in rows]
-        columns.append(("instructions", ">", [_or_blank(n, ",") for n in (*counts, sum(n or 0 for n in counts))]))
-        columns.append(("share", ">", [_or_blank(row["share"], ".1%") for row in rows] + [""]))
+        columns.append(("instructions", ">", [_or_blank(n, ",") for n in counts] + blank + [f"{sum(n or 0 for n in counts):,}"]))
+        columns.append(("share", ">", [_or_blank(row["share"], ".1%") for row in rows] + blank + [""]))
     if any(row["snr_db"] is not None for row in rows):
-        columns.append(("dB", ">", [_or_blank(row["snr_db"], ".1f") for row in rows] + [""]))
+        columns.append(("dB", ">", [_or_blank(row["snr_db"], ".1f") for row in rows] + blank + [""]))
     widths = [max(map(len, [title, *texts])) for title, _, texts in columns]
     widths[1] = max(8, min(widths[1], COLUMNS - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
     columns[1] = ("name", "<", [_cut(text, widths[1]) for text in columns[1][2]])
@@ -169,7 +174,7 @@ def draw_network(
 ) -> Image.Image:
     """The page of a network.
 
-    flash: bytes of constants, from emit_c.figures or a compiler; without it, kernels and the numbers per channel are added up.
+    flash: bytes of constants, from emit_c.figures or a compiler; without it, those of the operations are added up.
     accuracy: 0..1, of the int8 network on validation photos. core: what the instructions were counted on. facts: short texts below the
     figures. notes: sentences about constant channels, as from Removal.summary().
     """

@@ -64,7 +64,7 @@ includes=@name@.h
 
 NETWORK_C = """\
 /* The network itself: the one file that compiles it. */
-#define @NAME@_SELFTEST /* without it, a few hundred bytes less; then nothing may call @name@_selftest */
+#define @NAME@_SELFTEST /* costs about 2 KB of flash; leave it out here and where @name@_selftest is called */
 #define @NAME@_IMPLEMENTATION
 #include "@name@.h"
 """
@@ -76,7 +76,7 @@ SKETCH = """\
 
 static int8_t logits[@NAME@_CLASSES];
 
-/* Fills the image: rows from the top, pixels from the left@order@. Here a grey one stands for a camera. */
+@camera@/* Fills the image: rows from the top, pixels from the left@order@. Here a grey one stands for a camera. */
 static void take_picture(int8_t *image)
 {
     for (uint32_t i = 0; i < @NAME@_INPUT_BYTES; i++) {
@@ -117,6 +117,32 @@ void loop()
 """
 
 
+CAMERA = """\
+/* A camera's RGB565 frame to the image, nearest pixels. Many cameras send the two bytes of a pixel the other way round: swap them. */
+void @name@_from_rgb565(const uint16_t *frame, int32_t width, int32_t height, int8_t *image)
+{
+    int32_t w = width, h = height, x, y; /* the part that the network sees: all, or the largest centred box of its shape */
+    if (@NAME@_INPUT_CROP_PER_MILLE > 0) {
+        w = width * @NAME@_INPUT_HEIGHT < height * @NAME@_INPUT_WIDTH ? width : height * @NAME@_INPUT_WIDTH / @NAME@_INPUT_HEIGHT;
+        w = w * @NAME@_INPUT_CROP_PER_MILLE / 1000;
+        h = w * @NAME@_INPUT_HEIGHT / @NAME@_INPUT_WIDTH;
+    }
+    frame += (height - h) / 2 * width + (width - w) / 2;
+    for (y = 0; y < @NAME@_INPUT_HEIGHT; y++) {
+        for (x = 0; x < @NAME@_INPUT_WIDTH; x++) {
+            const int32_t p = frame[y * h / @NAME@_INPUT_HEIGHT * width + x * w / @NAME@_INPUT_WIDTH];
+            const int32_t red = (p >> 11) * 255 / 31, green = (p >> 5 & 63) * 255 / 63, blue = (p & 31) * 255 / 31;
+            *image++ = @NAME@_QUANTIZE_PIXEL(red, 0);
+            *image++ = @NAME@_QUANTIZE_PIXEL(green, 1);
+            *image++ = @NAME@_QUANTIZE_PIXEL(blue, 2);
+        }
+    }
+}
+
+"""
+"""For sketches whose network sees photos."""
+
+
 def arduino(header: str | Header, name: str, classes: Sequence[str], recipe: Recipe | None, url: str = "") -> dict[str, bytes]:
     """An Arduino library (specification 1.5): put the folder into `libraries` and open the example.
 
@@ -126,9 +152,10 @@ def arduino(header: str | Header, name: str, classes: Sequence[str], recipe: Rec
     files = _model(header, name, "src")
     assert len(name) <= LONGEST_LIBRARY_NAME
     pixel, order = (f"{name.upper()}_QUANTIZE_PIXEL(128, i % 3)", ", red, green, blue") if recipe else ("0", "")
+    camera = _fill(CAMERA, name).decode() if recipe else ""
     return files | {
         "library.properties": _fill(LIBRARY, name, words=_words(classes, recipe), url=url),
-        f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order),
+        f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order, camera=camera),
     }
 
 
@@ -275,6 +302,7 @@ void board_say(const char *text)
 
 MAKEFILE = """\
 # make: for this computer. make arm CORE=cortex-m4: for a microcontroller (arm-none-eabi-gcc). make run-arm: there, under qemu.
+# What was built with another compiler or other flags is built again.
 CC ?= cc
 CFLAGS ?= -O3
 ARM_CC ?= @gcc@
@@ -293,7 +321,10 @@ ARM_PROGRAM = build/@name@-$(CORE).elf
 SOURCES = main.c @sources@
 HEADERS = @others@ board/board.h
 
-.PHONY: host run arm run-arm size clean
+.PHONY: host run arm run-arm size clean always
+
+# $(call compiler,words): writes the words into the target where they have changed
+compiler = @mkdir -p build; echo '$(subst ','\\'',$(1))' > $@.new; cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 host: $(HOST_PROGRAM)
 
@@ -302,14 +333,19 @@ run: host
 
 arm: $(ARM_PROGRAM)
 
-$(HOST_PROGRAM): $(SOURCES) board/host.c $(HEADERS)
-	@mkdir -p build
+build/.compiler: always
+	$(call compiler,$(CC) $(CFLAGS))
+
+build/.compiler-$(CORE): always
+	$(call compiler,$(ARM_CC) $(FLAGS_$(CORE)) $(CFLAGS))
+
+$(HOST_PROGRAM): $(SOURCES) board/host.c $(HEADERS) build/.compiler
 	$(CC) -std=c99 $(CFLAGS) -Imodel $(SOURCES) board/host.c -o $@
 
-$(ARM_PROGRAM): $(SOURCES) board/board.c board/$(CORE).ld $(HEADERS)
-	@mkdir -p build
+$(ARM_PROGRAM): $(SOURCES) board/board.c board/$(CORE).ld $(HEADERS) build/.compiler-$(CORE)
 	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ @board_flags@ $(BOARD_$(CORE)) -c board/board.c -o build/board-$(CORE).o
-	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ $(CFLAGS) -Imodel @link@ -T board/$(CORE).ld $(SOURCES) build/board-$(CORE).o -lgcc -o $@
+	$(ARM_CC) $(FLAGS_$(CORE)) @freestanding@ $(CFLAGS) -Imodel @link@ -T board/$(CORE).ld $(SOURCES) build/board-$(CORE).o -lgcc -o $@ \\
+	|| { echo "$(CORE): if a region overflowed, the network is too large for qemu's $(MACHINE_$(CORE)): take another CORE" >&2; exit 1; }
 
 run-arm: arm
 	@rm -f build/input
@@ -333,6 +369,7 @@ build/@name@ < IMAGES
     self-test, then a line for each image, @formats@: its class and the logits
 make arm CORE=cortex-m4
     builds for a microcontroller with @gcc@: @names@
+    (cortex-m0, whose board has 16 KB of RAM, is for small networks only)
 make run-arm CORE=cortex-m4 IMAGES=FILE
     runs that under qemu-system-arm; the answers are the same
 make size CORE=cortex-m4

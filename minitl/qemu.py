@@ -274,8 +274,8 @@ void board_reset(void)
 }
 """
 
-BOARD_FLAGS = ("-Os", "-ffunction-sections", "-fno-tree-loop-distribute-patterns")
-"""How BOARD_C is compiled: its memcpy must not become a call of itself."""
+BOARD_FLAGS = ("-Os", "-fno-tree-loop-distribute-patterns")
+"""How BOARD_C is compiled, after FREESTANDING: its memcpy must not become a call of itself."""
 
 
 def board_defines(core: str) -> tuple[str, ...]:
@@ -391,9 +391,9 @@ def build(folder: Path, sources: Mapping[str, str], core: str, flags: Sequence[s
 
 
 def command(core: str, elf: str) -> list[str]:
-    """The line that runs a program with qemu; the files that it reads and writes are in the current folder."""
-    line = [QEMU, "-machine", CORES[core].machine, "-kernel", elf, "-semihosting-config", "enable=on,target=native"]
-    return [*line, "-nographic", "-monitor", "none", "-serial", "none"]
+    """The line that runs a program with qemu; files are read and written in the current folder, messages come on standard output."""
+    line = [QEMU, "-machine", CORES[core].machine, "-kernel", elf, "-display", "none", "-monitor", "none", "-serial", "none"]
+    return [*line, "-chardev", "stdio,id=host", "-semihosting-config", "enable=on,target=native,chardev=host"]
 
 
 def run(elf: Path, core: str, data: bytes = b"", timeout: float = 300, count: bool = False) -> bytes:
@@ -534,7 +534,8 @@ def logits(header: str, name: str, core: str, images: np.ndarray, flags: Sequenc
 class Profile:
     """What one run of a network costs on a core.
 
-    instructions: of one call of NAME_run. by_op: (index in graph.ops, instructions), in order; () where the header has no hooks.
+    instructions: of one call of NAME_run. by_op: (index in graph.ops, instructions), in order, measured in a run with hooks and scaled
+    to that of one without, so that they add up to `instructions`; () where the header has no hooks.
     code, constants: bytes of flash that the network adds to a program that does nothing (code with what it calls of libgcc, constants
     with start values of variables). arena: static bytes. stack: deepest use, found by painting. resolution: instructions per tick.
     """
@@ -589,8 +590,10 @@ def profile(header: str, name: str, core: str, image: np.ndarray, flags: Sequenc
                 empty = _sections(folder, _link(folder, [support, main, nothing], core, "empty.elf"))
     loop, arena, work, stack, *_ = map(int, ticks[0])
     ratio = 2 * TURNS / loop
+    instructions = round(work * ratio)
     marks = ticks[1][4:].astype(np.int64)  # the start, then (time, op) after every op
-    times = np.diff(np.concatenate([marks[:1], marks[1::2]]))
-    by_op = tuple((int(op), round(t * 2 * TURNS / int(ticks[1][0]))) for op, t in zip(marks[2::2], times, strict=True))
+    until = marks[1::2] - marks[0]
+    counts = np.diff(np.rint(until / max(until[-1:], default=1) * instructions).astype(int), prepend=0)
+    by_op = tuple(zip(marks[2::2].tolist(), counts.tolist(), strict=True))
     sizes = full[0] - empty[0], full[1] - empty[1]
-    return Profile(core, tuple(flags), round(work * ratio), by_op, *sizes, arena, stack, ratio)
+    return Profile(core, tuple(flags), instructions, by_op, *sizes, arena, stack, ratio)

@@ -105,6 +105,44 @@ def test_the_plain_project_answers_the_same_on_every_core(tmp_path, core, apart)
     print(f"{core}: {flash} bytes of flash, {ram} of RAM")
 
 
+def test_messages_come_on_standard_output_and_a_network_too_large_for_a_board_gets_a_sentence(tmp_path):
+    if why := qemu.unavailable("cortex-m0"):
+        pytest.skip(why)
+    build = Builder(np.random.default_rng(5), (80, 80, 3))
+    build.mean()
+    build.dense(3)
+    write(tmp_path, projects.plain(emit(build.graph(), "net"), "net", ("a", "b", "c"), None))
+    done = subprocess.run(["make", "-s", "run-arm"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "self-test: equal to Python in every bit\n" and done.stderr == ""
+    assert "too large for qemu's microbit: take another CORE" in make(tmp_path, "arm", "CORE=cortex-m0", status=2)
+    for line in make(tmp_path, "-nB", "arm").splitlines():
+        flags = [word for word in line.split() if word.startswith("-")]
+        assert len(set(flags)) == len(flags), line
+
+
+def test_another_compiler_or_other_flags_build_again_and_nothing_else_does(tmp_path):
+    _, header = network("net")
+    write(tmp_path, projects.plain(header, "net", ("a", "b", "c"), RECIPE))
+    program = tmp_path / "build/net"
+
+    def built(*words):
+        before = program.stat().st_mtime_ns if program.exists() else 0
+        make(tmp_path, *words)
+        return program.stat().st_mtime_ns != before
+
+    words = [
+        [],
+        ["CFLAGS=-O1"],
+        ["CFLAGS=-O1"],
+        ["CFLAGS=-O1", "CC=gcc"],
+        ["CFLAGS=-O1 -DX='\"a b\"'"],
+        ["CFLAGS=-O1 -DX='\"a b\"'"],
+        [],
+        [],
+    ]
+    assert [built(*w) for w in words] == [True, True, False, True, True, False, True, False]
+
+
 def test_make_refuses_a_core_that_it_does_not_know(tmp_path):
     _, header = network("net")
     write(tmp_path, projects.plain(header, "net", ("a", "b", "c"), RECIPE))
@@ -164,6 +202,39 @@ def test_the_sketch_compiles_and_prints_the_class(tmp_path, recipe, apart):
     logits = graph.run(grey)[0]
     answer = f"{classes[logits.argmax()]}, logit {logits.max()}, 7 us"
     assert found == ["self-test: equal to Python in every bit", answer, answer]
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(10, 7, resize="crop"), Recipe(10, 7, resize="crop", crop_fraction=0.875), Recipe(10, 7, resize="squash")]
+)
+@pytest.mark.parametrize(("width", "height"), [(31, 23), (7, 10), (40, 17)])
+def test_a_frame_of_a_camera_becomes_the_image(tmp_path, recipe, width, height):
+    build = Builder(np.random.default_rng(5), (10, 7, 3))
+    build.tensors["x"] = Tensor("x", (10, 7, 3), *recipe.input_quantisation)
+    build.mean()
+    build.dense(3)
+    files = projects.arduino(emit(build.graph(), "pets", classes=["a", "b", "c"], recipe=recipe), "pets", ("a", "b", "c"), recipe)
+    sketch = files["examples/pets_demo/pets_demo.ino"].decode()
+    write(tmp_path, files)
+    camera = sketch[sketch.index("/* A camera's") : sketch.index("/* Fills the image")]
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include "src/pets.h"\nvoid pets_from_rgb565(const uint16_t *, int32_t, int32_t, int8_t *);\n'
+        f"{camera}int main(void) {{ static uint16_t f[{width * height}]; static int8_t i[PETS_INPUT_BYTES];\n"
+        f"if (fread(f, 2, {width * height}, stdin) == 0) {{ return 1; }} pets_from_rgb565(f, {width}, {height}, i);\n"
+        "return fwrite(i, 1, sizeof i, stdout) != sizeof i; }\n"
+    )
+    compile_c(["gcc", "-std=c99"], "-O1", *STRICT, "main.c", "-o", "camera", cwd=tmp_path)
+    frame = np.random.default_rng(0).integers(0, 65536, (height, width)).astype(np.uint16)
+    found = subprocess.run([tmp_path / "camera"], input=frame.tobytes(), capture_output=True, check=True).stdout
+    wide = frame.astype(int)
+    pixels = np.stack([(wide >> 11) * 255 // 31, (wide >> 5 & 63) * 255 // 63, (wide & 31) * 255 // 31], -1)
+    w, h = width, height
+    if recipe.resize == "crop":
+        w = int((width if width * 10 < height * 7 else height * 7 // 10) * recipe.crop_fraction)
+        h = w * 10 // 7
+    pixels = pixels[(height - h) // 2 :, (width - w) // 2 :]
+    picked = pixels[np.arange(10)[:, None] * h // 10, np.arange(7) * w // 7].astype(np.uint8)
+    assert found == recipe.quantise_pixels(picked[None]).tobytes()
 
 
 def test_the_library_follows_arduinos_specification():
