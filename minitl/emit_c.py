@@ -517,9 +517,10 @@ def test_images(size: int) -> np.ndarray:
 
 
 def layer_hash(values: np.ndarray) -> int:
-    """32 bits of any int8 array: its bytes times different odd numbers, added up modulo 2**32; one changed byte always shows."""
-    places = np.arange(values.size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-    return int((values.ravel().view(np.uint8) * (places * np.uint32(0x9E3779B1))).sum(dtype=np.uint32))
+    """32 bits of any int8 array: its bytes times odd numbers that follow no rule, added up modulo 2**32; one changed byte always shows."""
+    factors = np.arange(1, values.size + 1, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    factors = factors ^ (factors >> np.uint32(15)) | np.uint32(1)
+    return int((values.ravel().view(np.uint8) * factors).sum(dtype=np.uint32))
 
 
 def layer_hashes(graph: IntegerGraph) -> list[list[int]]:
@@ -891,7 +892,11 @@ const char minitl_class_names[MINITL_CLASSES][MINITL_CLASS_NAME_BYTES] = {{
 
 MINITL_ASSERT({size}sizeof(minitl_class_names) == MINITL_CONSTANT_BYTES, constants_have_the_stated_size)
 #ifdef MINITL_RAM_LIMIT
+#if defined(__GNUC__) && !defined(__OPTIMIZE__) /* -O0 takes up to twice the stack */
+MINITL_ASSERT(MINITL_ARENA_BYTES + 2 * MINITL_STACK_BYTES <= MINITL_RAM_LIMIT, arena_and_stack_fit_the_limit)
+#else
 MINITL_ASSERT(MINITL_ARENA_BYTES + MINITL_STACK_BYTES <= MINITL_RAM_LIMIT, arena_and_stack_fit_the_limit)
+#endif
 #endif
 #ifdef MINITL_FLASH_LIMIT
 MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES <= MINITL_FLASH_LIMIT, constants_and_code_fit_the_limit)
@@ -920,7 +925,8 @@ static MINITL_APART void minitl_check(int32_t layer, const int8_t *values, int32
         return;
     }}
     for (i = 0; i < (uint32_t)bytes; i++) {{
-        hash += (uint32_t)(uint8_t)values[i] * ((2u * i + 1u) * (uint32_t)0x9E3779B1);
+        const uint32_t factor = (i + 1u) * (uint32_t)0x9E3779B1;
+        hash += (uint32_t)(uint8_t)values[i] * ((factor ^ (factor >> 15)) | 1u);
     }}
     if (hash != minitl_hashes[minitl_vector][layer]) {{
         minitl_wrong = layer;

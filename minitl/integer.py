@@ -28,8 +28,9 @@ from . import kernels_int8, reference_int8
 from .errors import MinitlError
 from .geometry import Padding, Pair, output_hw
 
-SUM_LIMIT = 2**30
-"""Every accumulator, shifted left for its requantisation, with either sign, stays below this: C doubles it in 32 bits."""
+SUM_LIMIT = 2**30 - 2**8
+"""Every accumulator, shifted left for its requantisation, with either sign, stays below this: C doubles it in 32 bits, then adds twice
+the zero point and 1."""
 
 Q31 = 2**31
 """A multiplier counts in steps of 1 / Q31."""
@@ -158,8 +159,8 @@ class Op:
         for channel, (bound, left) in enumerate(zip(largest.tolist(), np.maximum(shift, 0).tolist(), strict=True)):
             if bound << left >= SUM_LIMIT:
                 raise self.fail(
-                    f"channel {channel} can reach {bound} * 2**{left}, which does not fit 31 bits: its weights are too large for "
-                    "the scale of the output; retrain or recalibrate"
+                    f"channel {channel} can reach {bound} * 2**{left}, which does not fit 31 bits: what it adds up is too large "
+                    "for the scale of the output; retrain or recalibrate"
                 )
 
 
@@ -195,6 +196,8 @@ class Weighted(Op):
                 raise self.fail(f"expected {name} int32 of shape ({channels},), found {array.dtype} {array.shape}")
         weights = (np.abs(self.kernel.astype(np.int64)) + abs(self.kernel_zero)).reshape(-1, channels).sum(0)
         self.require_requantisation(np.abs(self.bias.astype(np.int64)) + weights * (128 + abs(in_zero)), self.multiplier, self.shift)
+        if ((self.multiplier > 0) & (self.multiplier < Q31 // 2)).any():
+            raise self.fail("expected multipliers of 0 or at least 2**30, as quantise_multipliers() makes them: the C kernels count on it")
 
 
 @dataclass(frozen=True, eq=False)

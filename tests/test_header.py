@@ -110,7 +110,7 @@ def test_every_level_and_standard_gives_the_same_bits(few, name, level, c, cpp):
 @pytest.mark.parametrize("name", ["gcc", "clang"])
 def test_no_undefined_behaviour_and_no_byte_outside_the_buffers(networks, name):
     folder, graphs = networks
-    sanitise = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitise = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     if not works([*compiler(name), *sanitise]):
         pytest.skip(f"{name} has no sanitizers here")
     compile_c(compiler(name), *sanitise, "-DFENCE=0", "-DSELFTEST", "main.c", "-o", "sanitised", cwd=folder)
@@ -147,9 +147,11 @@ def rounding_cases():
         (int(a), int(m), -int(s))
         for a, m, s in zip(*(rng.integers(*r, 2000) for r in ((-9999, 9999), (2**30, 2**31), (0, 12))), strict=True)
     ]
+    largest = integer.SUM_LIMIT - 1
+    ends = [(sign * (largest >> shift), m, shift) for sign in (1, -1) for m in (2**30, 2**31 - 1) for shift in (0, 1) for _ in range(4)]
     cases, expected = [], []
-    for k, (a, multiplier, shift) in enumerate([*EDGES, *some]):
-        if abs(a) << max(shift, 0) >= 2**30 or shift > 30:
+    for k, (a, multiplier, shift) in enumerate([*ends, *EDGES, *some]):  # every one of the ends with every zero point
+        if abs(a) << max(shift, 0) > largest or shift > 30:
             continue
         zero, low, high = ((0, -128, 127), (-128, -128, 127), (127, -128, 127), (-7, -60, 40))[k % 4]
         exact = exact_requantise(a, multiplier, shift)
@@ -175,6 +177,23 @@ def test_requantisation_in_c_equals_exact_fractions(tmp_path):
     done = subprocess.run([tmp_path / "program"], input=cases.tobytes(), capture_output=True)
     assert done.returncode == 0, done.stderr
     check_rounding(done.stdout, expected)
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_the_largest_sums_meet_the_largest_zero_points_without_overflow(tmp_path, name):
+    graphs = []
+    for zero, shift, sign in ((127, 0, 1), (-128, 0, -1), (127, 1, 1), (127, 0, -1)):
+        bias = sign * ((integer.SUM_LIMIT - 1 >> shift) - 128)
+        numbers = (np.ones((1, 1), np.int8), *(np.array([n], np.int32) for n in (bias, 2**31 - 1, shift)))
+        tensors = {"x": Tensor("x", (1,), 1.0, 0), "y": Tensor("y", (1,), 1.0, zero)}
+        graphs.append(integer.IntegerGraph(tensors, (integer.Dense("d", ("x",), "y", *numbers),), "x", "y"))
+    names = [f"n{i}" for i in range(len(graphs))]
+    for one, graph in zip(names, graphs, strict=True):
+        (tmp_path / f"{one}.h").write_text(emit(graph, one))
+    (tmp_path / "main.c").write_text(driver(names))
+    sanitise = ["-fsanitize=undefined", "-fno-sanitize-recover=all"] if name == "gcc" else ["-ftrapv"]
+    compile_c(compiler(name), "-O0", *sanitise, "main.c", "-o", "program", cwd=tmp_path)
+    check_program(tmp_path / "program", graphs, tmp_path)
 
 
 # ---- how it is called ----------------------------------------------------------------------------------------------------------
@@ -219,7 +238,7 @@ static void layer(int i, const signed char *values, int bytes)
     fwrite(head, 4, 2, stdout);
     fwrite(values, 1, (size_t)bytes, stdout);
 }
-#define NET_LAYER(i, values, bytes) layer(i, values, bytes);
+#define NET_LAYER(i, values, bytes) layer(i, values, bytes)
 #define NET_IMPLEMENTATION
 #include "net.h"
 int main(void)

@@ -420,9 +420,16 @@ def along_height(net):
     net.op("CONCATENATION", [start, start], (2 * h, w, c), (10, {0: ("i", 1)}), **net.like())
 
 
+def turned(net):
+    """A RESHAPE whose constant and whose output disagree."""
+    h, w, c = net.shapes[net.last]
+    net.op("RESHAPE", [net.last, net.file.constant(np.array([1, c, -1, h], np.int32))], (w, h, c), **net.like())
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (turned, r"\(RESHAPE\) is to make the shape \[1, 6, -1, 4\], but its output has the shape \(1, 4, 4, 6\)"),
         (lambda n: n.unary("STRIDED_SLICE"), r"operator 3 \(STRIDED_SLICE\) is not supported; supported are CONV_2D, .*RELU6"),
         (lambda n: n.unary("HARD_SWISH"), r"operator 3 \(HARD_SWISH\) is not supported"),
         (lambda n: n.op("SOFTMAX", [n.last], n.shapes[n.last], (9, {}), scale=[1 / 256], zero_point=[-128]), r"comes after SOFTMAX"),
@@ -445,9 +452,9 @@ def along_height(net):
         (tensor(0, _0=np.array([2, 8, 8, 3], "<i4")), "a batch of 1"),
         (tensor(0, _0=np.array([1, 8, 8, 8, 3], "<i4")), "a batch of 1"),
         (tensor(0, _0=np.array([], "<i4")), "a batch of 1"),
-        (tensor(0, _0=np.array([1, 30000, 30000, 3], "<i4")), "at most 67108864"),
+        (tensor(0, _0=np.array([1, 30000, 30000, 3], "<i4")), "at most 16777216"),
         (tensor(0, _0=np.array([1, 9, 11, 3], "<i4")), "is declared"),
-        (tensor(-1, _0=np.array([1, 2**31 - 1, 2**31 - 1, 6], "<i4")), "at most 67108864"),
+        (tensor(-1, _0=np.array([1, 2**31 - 1, 2**31 - 1, 6], "<i4")), "at most 16777216"),
         (options("CONV_2D", _1=("i", 0)), r"\(CONV_2D\) has strides \(2, 0\)"),
         (options("CONV_2D", _2=("i", -5)), r"\(CONV_2D\) has strides \(-5, 2\)"),
         (tensor(2, _1=("b", 0)), "bias of float32"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minitl import integer, kernels_int8, reference_int8
 from minitl.errors import MinitlError
-from minitl.integer import IntegerGraph, Tensor, add_parameters, quantise_multiplier
+from minitl.integer import SUM_LIMIT, IntegerGraph, Tensor, add_parameters, quantise_multiplier
 
 
 def exact_requantise(a, multiplier, shift):
@@ -191,7 +191,7 @@ def test_what_cannot_be_proved_is_refused_by_name(changes, message):
 def test_the_largest_sum_that_is_accepted_can_be_reached_without_overflow():
     """The bound is 128 + |zero point| per weight; bias just below it is accepted, one more is refused."""
     kernel = np.full((1, 1, 2, 1), -127, np.int8)
-    largest = 2**30 - 1 - 2 * 127 * (128 + 100)
+    largest = SUM_LIMIT - 1 - 2 * 127 * (128 + 100)
     tensors = {"x": Tensor("x", (1, 1, 2), 1.0, 100), "y": Tensor("y", (1, 1, 1), 1.0, 0)}
 
     def graph(bias):

@@ -61,7 +61,7 @@ typedef char minitl_needs_arithmetic_shifts[((int32_t)-5 >> 1) == -3 && ((int64_
 
 /* a * multiplier * 2^-(31 + right) in integers, with TFLite's two roundings: in the high half of the product (halves up), then in
    the shift to the right (halves away from zero). A negative `right` is a shift to the left, before the product.
-   -2^30 < a * 2^left < 2^30, 0 <= multiplier < 2^31, -30 <= right <= 31. */
+   |a| * 2^left < 2^30 - 2^8 (room for zero points), 0 <= multiplier < 2^31, -30 <= right <= 31. */
 static inline int32_t minitl_requantise(int32_t a, int32_t multiplier, int32_t right)
 {
     int32_t product;
@@ -557,7 +557,7 @@ static MINITL_APART void minitl_conv2d(const int8_t *x, int8_t *y, const minitl_
 /* Values of 16 bits from one row of the ring to the next; a multiple of 4, with room to read a little too far. */
 static inline int32_t minitl_ring_room(const minitl_window *g)
 {
-    const int32_t read = (g->out_width - 1) * g->stride_across + g->width, written = g->left + g->in_width;
+    const int32_t read = ((int32_t)g->out_width - 1) * g->stride_across + g->width, written = (int32_t)g->left + g->in_width;
     return ((read > written ? read : written) + 7) & ~(int32_t)3;
 }
 

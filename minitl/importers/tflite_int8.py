@@ -38,7 +38,7 @@ SUPPORTED = (
     "DEQUANTIZE", "RELU", "RELU6",
 )  # fmt: skip
 
-LARGEST_VALUE = 1 << 26
+LARGEST_VALUE = 1 << 24
 """Bytes of the largest tensor between two layers; more is no network for a microcontroller."""
 
 IMAGENET = (1000, 1001)
@@ -260,10 +260,20 @@ class _Reader:
         elif kind == "ADD":
             self._sum(o)
         elif kind in ("RESHAPE", "SQUEEZE"):
+            self._check_shape(o)
             source, scale = self._source(o)
             self._reshape(o, source, *self._output(o, scale))
         else:
             getattr(self, f"_{kind.lower()}")(o)
+
+    def _check_shape(self, o: Operator) -> None:
+        """The constant shape of a RESHAPE, which TensorFlow Lite follows, must be the one that its output has in the file."""
+        constant = self.model.tensors[o.inputs[1]].data if len(o.inputs) > 1 and o.inputs[1] >= 0 else None
+        if constant is None:
+            return
+        asked, shape = constant.ravel().tolist(), self.model.tensors[o.outputs[0]].shape
+        if len(asked) != len(shape) or any(n not in (-1, size) for n, size in zip(asked, shape, strict=True)):
+            raise self.model.error(f"{o.label} is to make the shape {asked[:8]}, but its output has the shape {shape}")
 
     def _is_constant(self, at: int) -> bool:
         return self.model.tensors[at].data is not None
