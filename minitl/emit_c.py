@@ -389,8 +389,8 @@ CODE = {
     "copy_rows": 64, "pad": 64, "the rest": 288, "a call": 72, "a macro": 96,
 }  # fmt: skip
 """Bytes of code at most, by section of kernels.h, with gcc -Os and -O2 on Cortex-M: fitted to what 45 networks take on five cores (the
-M0+ and the M55 take the most), with some room. At -O3 and -O0 it is up to two and a half times that (M55), since gcc copies and unrolls
-kernels at -O3. tests/test_qemu.py holds all of it against compiled networks."""
+M0+ and the M55 take the most), with some room. -O1 takes up to 1.1 times that, -O3 1.5 times, -O0 2.5 times (on the M55).
+tests/test_qemu.py holds all of it against compiled networks."""
 
 
 def _code(context: Context) -> int:
