@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 import time
@@ -40,6 +41,7 @@ from .version import __version__
 from .weights import to_bytes
 
 OUTPUTS = ("model.npz", "model.h", "report.png", "report.json")
+VECTORS = ("inputs.bin", "logits.bin", "names.txt")
 
 GUIDE = """\
 the usual way:
@@ -121,6 +123,8 @@ def command_train(arguments: argparse.Namespace) -> int:
     out = Path(arguments.output)
     name = arguments.name or "model"
     check_name(name)
+    for file in OUTPUTS:
+        spare_input(out / file, arguments.weights)
     backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
     is_new = not out.exists()
     prepare_folder(out, arguments.photos)
@@ -180,6 +184,31 @@ def need_weights(given: str | None) -> str:
             "or random:mobilenet_v1_0.25_96 to start from nothing"
         )
     return given
+
+
+def check_output(path: Path, source: str | None = None, folders: Sequence[str] = ()) -> None:
+    """Prove, before any work is done, that a file can be written and is not the one that is read. folders: that will be made before."""
+    if str(path) == "-":
+        raise MinitlError("-o -: nothing is written to standard output; give the name of a file")
+    spare_input(path, source)
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "not an ordinary file"
+        raise MinitlError(f"cannot write {printable(path)}: it is {what}; give the name of a file")
+    if any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)) for folder in folders):
+        return
+    if not os.path.isdir(path.parent):
+        raise MinitlError(f"cannot write {printable(path)}: its folder does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MinitlError(f"cannot write {printable(path)}: Permission denied; check the permissions of its folder")
+
+
+def spare_input(path: Path, source: str | None) -> None:
+    """MinitlError where an output is the file that is read, under whatever name."""
+    same = False
+    with contextlib.suppress(OSError, ValueError):
+        same = source is not None and os.path.samefile(path, source)
+    if same:
+        raise MinitlError(f"the output {printable(path)} is the input itself, which would be lost: give another name with -o")
 
 
 def prepare_folder(out: Path, photos: str | None = None) -> None:
@@ -258,11 +287,33 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
 
 def open_network(arguments: argparse.Namespace) -> Model | Deployment:
     """The network that a command is to ask: with --int8 as a header computes it."""
+    names = class_names(arguments)
     if arguments.int8:
-        return model.deployable(arguments.model)
+        return deployable(arguments, names)
     loaded = model.load(arguments.model)
     loaded.needs_classifier()
-    return loaded
+    return loaded.named(names) if names else loaded
+
+
+def deployable(arguments: argparse.Namespace, names: Sequence[str] | None, keep_constant: bool = False) -> Deployment:
+    """The int8 network of a file, its classes under the names that were given, if any were."""
+    network = model.deployable(arguments.model, keep_constant)
+    return network.named(names) if names else network
+
+
+def class_names(arguments: argparse.Namespace) -> list[str] | None:
+    """--classes or --labels; None without. In a file, numbers that count the lines from 0 are no part of the names."""
+    if arguments.classes is not None:
+        return [name.strip() for name in arguments.classes.split(",")]
+    if arguments.labels is None:
+        return None
+    try:
+        lines = Path(arguments.labels).read_text("utf-8-sig").rstrip().split("\n")
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        raise MinitlError(f"the labels {printable(arguments.labels)} cannot be read ({reason}); expected a class on each line") from None
+    numbered = [re.fullmatch(rf"{i}[:\s]\s*(\S.*)", line.strip()) for i, line in enumerate(lines)]
+    return [found[1] if found and all(numbered) else line.strip() for found, line in zip(numbered, lines, strict=True)]
 
 
 def validation_items(items: Sequence[Item]) -> list[Item]:
@@ -309,33 +360,28 @@ def command_export(arguments: argparse.Namespace) -> int:
         arguments.usage_error("nothing to write: give at least one of -o, --arduino and --project")
     name = arguments.name or identifier_from(Path(os.path.abspath(given[0])).name)
     check_name(name)
+    beside = check_export(arguments, name)
+    names = class_names(arguments)
     console = Console()
-    network = model.deployable(arguments.model, arguments.keep_constant)
-    for note in network.notes:
-        console.say(f"note: {note}")
+    network = deployable(arguments, names, arguments.keep_constant)
 
     def header(file: str) -> Header | str:
         return network.emit_blob(name, file) if arguments.blob else network.emit(name, file)
 
     files: dict[Path, bytes] = {}
     if arguments.output:
-        out = given[0]
-        made = header(out.name)
-        files[out] = (made if isinstance(made, str) else made.text).encode()
+        made = header(given[0].name)
+        files[given[0]] = (made if isinstance(made, str) else made.text).encode()
         if isinstance(made, Header):
-            for beside, data in ((f"{name}_weights.bin", made.blob), (f"{name}_weights.S", made.stub.encode())):
-                if Path(os.path.realpath(out)) == Path(os.path.realpath(out.with_name(beside))):
-                    raise MinitlError(f"{out} is the name of the weights beside the header: give the header another one")
-                files[out.with_name(beside)] = data
+            files |= zip(beside, (made.blob, made.stub.encode()), strict=True)
     folders: dict[Path, dict[str, bytes]] = {}
     if arguments.arduino or arguments.project:
         made = header(f"{name}.h")
         for folder, maker in ((arguments.arduino, projects.arduino), (arguments.project, projects.plain)):
-            if folder and Path(folder) in folders:
-                raise MinitlError(f"--arduino and --project are both {folder}: give them different folders")
             if folder:
                 folders[Path(folder)] = maker(made, name, network.classes, network.recipe)
-    for line in deliver(files, folders, ("src/", "model/")):
+    notes = deliver(files, folders, ("src/", "model/"))
+    for line in (*network.notes, *notes):
         console.say(f"note: {line}")
     if isinstance(made, str) and len(made) > LARGE_TEXT:
         console.say(f"note: the header has {len(made) / 1e6:.0f} MB of text, slow to compile; --blob puts the weights into their own file")
@@ -344,21 +390,58 @@ def command_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_export(arguments: argparse.Namespace, name: str) -> list[Path]:
+    """Prove, before any work is done, that the outputs may be what they are called; the files that go beside the header (with --blob)."""
+    beside, folders = [], [folder for folder in (arguments.arduino, arguments.project) if folder]
+    if arguments.output:
+        out = Path(arguments.output)
+        beside = [out.with_name(f"{name}_weights{end}") for end in (".bin", ".S")] if arguments.blob and out.name else []
+        for path in (out, *beside):
+            check_output(path, arguments.model, folders)
+        better = f"{identifier_from(out.stem)}.h"
+        if out.suffix.lower() in NETWORKS:
+            raise MinitlError(f"{printable(out)} would be called as a network is, and is a C header: give it a name such as {better}")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+( [A-Za-z0-9._-]+)*", out.name):
+            raise MinitlError(
+                f"the header's name {printable(out.name)!r} could not be included everywhere; expected ASCII letters, digits, dots, "
+                f"dashes, underscores and single blanks, such as {better}"
+            )
+        if {os.path.realpath(path) for path in beside} & {os.path.realpath(out)}:
+            raise MinitlError(f"{out} is the name of the weights beside the header: give the header another one")
+    if arguments.arduino and arguments.project and Path(arguments.arduino) == Path(arguments.project):
+        raise MinitlError(f"--arduino and --project are both {arguments.arduino}: give them different folders")
+    for folder in folders:
+        if not os.path.isdir(os.path.dirname(os.path.abspath(folder))):
+            raise MinitlError(f"cannot make {printable(folder)}: the folder it is to lie in does not exist; create it first")
+        if os.path.isfile(folder):
+            raise MinitlError(f"{printable(folder)} is a file; expected a folder, or a name that does not exist yet")
+    return beside
+
+
+NETWORKS = {".npz", ".tflite", ".h5", ".keras", ".onnx", ".pt"}
+"""Suffixes that no header gets, so that a slip of the hand costs no network."""
+
 LARGE_TEXT = 4_000_000
 """Characters of a header; gcc needs about a second for so many."""
 
 
 def command_report(arguments: argparse.Namespace) -> int:
     """What an int8 network costs, and where it loses accuracy."""
-    network = model.deployable(arguments.model, arguments.keep_constant)
+    if arguments.output:
+        check_output(Path(arguments.output), arguments.model)
+        if Path(arguments.output).suffix.lower() != ".png":
+            raise MinitlError(f"the page {printable(arguments.output)} is a picture: give it a name that ends in .png")
+    if arguments.photos and not os.path.exists(arguments.photos):
+        raise MinitlError(f"{printable(arguments.photos)}: there are no such photos; give a folder of photos, or leave it out")
+    network = deployable(arguments, class_names(arguments), arguments.keep_constant)
     console = Console(arguments.json)
     notes = list(network.notes)
     graph, plan = network.graph, memory.plan(network.graph)
     noise, count = None, 0
     if arguments.photos and network.model is None:
-        notes.append("int8 is not compared with float: the file holds no float network")
+        notes.append("dB cannot be measured: a quantised .tflite holds no float network to compare int8 with")
     elif arguments.photos and network.model:
-        images = some_photos(arguments, network.model, console, notes)
+        images = some_photos(arguments, network, console, notes)
         noise, count = network_report.signal_to_noise(fold(network.model.graph), network.original, images), len(images)
     profile = None if arguments.no_qemu else count_instructions(network, arguments.core, notes)
     rows = network_report.rows(graph, plan, profile.by_op if profile else (), noise)
@@ -373,7 +456,7 @@ def command_report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report_facts(arguments, network, rows, plan, profile, count, accuracy, notes))
         return 0
-    print(network_report.table(rows))
+    print(network_report.table(rows, network.figures().flash))
     print("\n".join(["", costs(network), *measured(profile), *fused(network, plan), *proof(network)]))
     if count:
         print(f"dB: signal to noise of int8 against float on {count} photos; 6 dB are one bit")
@@ -384,16 +467,16 @@ def command_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def some_photos(arguments: argparse.Namespace, loaded: Model, console: Console, notes: list[str]) -> list[np.ndarray]:
+def some_photos(arguments: argparse.Namespace, network: Deployment, console: Console, notes: list[str]) -> list[np.ndarray]:
     """Preprocessed images (1, H, W, 3) float32 of at most --count photos, at even distances in the order of their names."""
-    paths = photos_of(arguments.photos, loaded.classes)
+    paths, recipe = photos_of(arguments.photos, network.classes), network.pictures()
     count = min(len(paths), arguments.count)
     images, progress = [], console.counter("photos")
-    for done, (_, found) in enumerate(read_photos([paths[i * len(paths) // count] for i in range(count)], loaded.recipe), start=1):
+    for done, (_, found) in enumerate(read_photos([paths[i * len(paths) // count] for i in range(count)], recipe), start=1):
         if isinstance(found, PhotoError):
             notes.append(f"skipped {found}")
         else:
-            images.append(loaded.recipe.normalise(found[None]))
+            images.append(recipe.normalise(found[None]))
         progress(done, count)
     if not images:
         raise MinitlError(f"none of the photos in {arguments.photos} that were tried can be read; the first: {notes[-count]}")
@@ -475,6 +558,7 @@ def report_facts(
 
 def command_convert(arguments: argparse.Namespace) -> int:
     """Foreign weights -> our .npz."""
+    check_output(Path(arguments.output), arguments.foreign)
     loaded = model.load(arguments.foreign)
     loaded.note(**{key: value for key in ("source", "licence") if (value := getattr(arguments, key))})
     digest = loaded.save(arguments.output)
@@ -549,10 +633,12 @@ def describe(loaded: Model) -> dict[str, Any]:
 
 def command_vectors(arguments: argparse.Namespace) -> int:
     """Test vectors for a user's own firmware."""
-    network = model.deployable(arguments.model)
+    out = Path(arguments.output)
+    for file in VECTORS:
+        spare_input(out / file, arguments.model)
+    network = deployable(arguments, class_names(arguments))
     recipe = network.pictures()
     paths = photos_of(arguments.photos, network.classes)
-    out = Path(arguments.output)
     prepare_folder(out, arguments.photos)
     console = Console()
     progress = console.counter("photos")
@@ -568,13 +654,8 @@ def command_vectors(arguments: argparse.Namespace) -> int:
     if not names:
         raise MinitlError(f"none of the photos in {arguments.photos} can be read")
     listing = "".join(f"{printable(name)}\n" for name in names)
-    write_together(
-        {
-            out / "inputs.bin": np.concatenate(inputs).tobytes(),
-            out / "logits.bin": np.concatenate(logits).tobytes(),
-            out / "names.txt": listing.encode(),
-        }
-    )
+    contents = (np.concatenate(inputs).tobytes(), np.concatenate(logits).tobytes(), listing.encode())
+    write_together({out / file: content for file, content in zip(VECTORS, contents, strict=True)})
     shape, classes = "x".join(map(str, inputs[0].shape[1:])), len(network.classes)
     print(f"written: {out}: {len(names)} photos; inputs.bin: int8 {shape} each; logits.bin: int8 {classes} each; names.txt")
     return 0
@@ -620,6 +701,11 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(function=function, usage_error=one.error)
         return one
 
+    def naming(one: argparse.ArgumentParser) -> None:
+        names = one.add_mutually_exclusive_group()
+        names.add_argument("--classes", metavar="A,B,...", help="names of the classes in the network's order, for a .tflite without them")
+        names.add_argument("--labels", metavar="FILE", help="the same from a file, a name on each line")
+
     train = command("train", command_train, "train a classifier on a folder of photos", TRAIN_DETAILS)
     train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
     train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
@@ -643,26 +729,29 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the report as JSON")
 
     one = command("evaluate", command_evaluate, "measure a model on labelled photos", EVALUATE_DETAILS)
-    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
     one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
     one.add_argument("--int8", action="store_true", help="measure the int8 network, exactly as the C header computes")
     one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped")
+    naming(one)
 
     one = command("predict", command_predict, "say what is on photos", PREDICT_DETAILS)
-    one.add_argument("model", metavar="MODEL.npz")
+    one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
     one.add_argument("images", metavar="IMAGE|FOLDER", nargs="+")
     one.add_argument("--int8", action="store_true", help="ask the int8 network")
     one.add_argument("--top", type=positive, metavar="K", default=3, help="how many answers (default 3)")
     one.add_argument("--json", action="store_true")
+    naming(one)
 
     one = command("export", command_export, "write a model as C: a header, an Arduino library, a project with a Makefile", EXPORT_DETAILS)
     one.add_argument("model", metavar="MODEL", help="a trained .npz, or a .tflite that is int8 or uint8 throughout")
     one.add_argument("-o", "--output", metavar="model.h", help="the header")
     one.add_argument("--arduino", metavar="FOLDER", help="an Arduino library with an example, for the IDE's folder `libraries`")
     one.add_argument("--project", metavar="FOLDER", help="a C project: `make` for this computer, `make arm` for Cortex-M")
-    one.add_argument("--name", help="first part of all C names (default: the header's own name, or the folder's)")
+    one.add_argument("--name", help="first part of all C names (default: from -o, else from --arduino, else from --project)")
     one.add_argument("--blob", action="store_true", help="weights as NAME_weights.bin and NAME_weights.S beside the header")
     one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
+    naming(one)
 
     one = command("report", command_report, "show what the int8 network costs, layer by layer", REPORT_DETAILS)
     one.add_argument("model", metavar="MODEL", help="as for export")
@@ -673,6 +762,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--count", type=positive, metavar="N", default=32, help="at most so many photos (default 32)")
     one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
     one.add_argument("--json", action="store_true", help="all of it as data")
+    naming(one)
 
     one = command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS)
     one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
@@ -688,6 +778,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("model", metavar="MODEL", help="as for export")
     one.add_argument("photos", metavar="PHOTOS")
     one.add_argument("-o", "--output", metavar="DIR", required=True)
+    naming(one)
 
     one = command("demo", command_demo, "show the whole path on drawn pictures, from random weights to a checked C header", DEMO_DETAILS)
     one.add_argument("-o", "--output", metavar="OUT", default="minitl-demo", help="folder for pictures and results (default: minitl-demo)")

@@ -100,6 +100,11 @@ class Model:
         """Names of the outputs; 'class 0', 'class 1', ... where the file does not know them. [] without a classifier."""
         return self._weights.classes or _numbered(self.arguments["classes"] or 0)
 
+    def named(self, classes: Sequence[str]) -> Model:
+        """The same with other names for its outputs. MinitlError unless there is one for each."""
+        self.needs_classifier()
+        return Model(replace(self.content(), classes=_names(classes, self.arguments["classes"])))
+
     # ---- what it computes
 
     def forward(self, x: Array) -> Array:
@@ -252,6 +257,10 @@ class Deployment:
         """What was proved about constant channels, in sentences; [] where they are kept."""
         return [f"Constant channels: {line}" if i == 0 else line for i, line in enumerate(self.removal.summary())] if self.removal else []
 
+    def named(self, classes: Sequence[str]) -> Deployment:
+        """The same with other names for its outputs. MinitlError unless there is one for each."""
+        return replace(self, classes=_names(classes, self.graph.tensors[self.graph.output].size))
+
     def figures(self) -> Figures:
         """Bytes of RAM and flash that a header states."""
         return emit_c.figures(self.graph, self.classes)
@@ -313,6 +322,15 @@ def _quantised(data: bytes, name: str, keep_constant: bool) -> Deployment:
 def _numbered(count: int) -> list[str]:
     """Names for classes that have none."""
     return [f"class {i}" for i in range(count)]
+
+
+def _names(classes: Sequence[str], count: int) -> list[str]:
+    """Names from elsewhere, checked."""
+    if len(classes) != count:
+        raise MinitlError(f"the network has {count} classes, found {len(classes)} names: give one for each, in the order of its outputs")
+    if bad := [i for i, name in enumerate(classes) if not name or printable(name) != name]:
+        raise MinitlError(f"the name of class {bad[0]}, {classes[bad[0]]!r}, is empty or holds characters that cannot be shown")
+    return list(classes)
 
 
 # ---- where models come from

@@ -64,7 +64,7 @@ includes=@name@.h
 
 NETWORK_C = """\
 /* The network itself: the one file that compiles it. */
-#define @NAME@_SELFTEST /* costs about 2 KB of flash; leave it out here and where @name@_selftest is called */
+#define @NAME@_SELFTEST /* about 2 KB of flash at -Os and -O2; leave it out here and where @name@_selftest is called */
 #define @NAME@_IMPLEMENTATION
 #include "@name@.h"
 """

@@ -211,6 +211,18 @@ def test_classes_without_names_are_numbered():
 # ---- where models come from
 
 
+def test_outputs_get_other_names_and_compute_the_same(model):
+    x = small_models.pixels(3)
+    for network in (model, model.deploy()):
+        other = network.named(["x", "y", "z"])
+        assert other.classes == ["x", "y", "z"] and network.classes == ["cat", "dog", "cow"]
+        assert np.array_equal(other.logits(x), network.logits(x))
+        for names, words in ((["x", "y"], "3 classes, found 2 names"), (["x", "", "z"], "class 1"), (["x", "y", "a\nb"], "class 2")):
+            with pytest.raises(MinitlError, match=words):
+                network.named(names)
+    assert '"x" /* 0 */' in model.deploy().named(["x", "y", "z"]).emit("net")
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
