@@ -548,6 +548,33 @@ def test_names_that_do_not_fit_are_mistakes(run, quantised, trained, photos, tmp
     assert not (tmp_path / "x.h").exists()
 
 
+def test_the_c_of_the_readme_gives_the_probabilities_of_predict(run, trained, photos, tmp_path):
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    blocks = re.findall(r"```c\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    probability, pixel = (next(block for block in blocks if word in block) for word in ("ldexpf", "frame_width"))
+    assert run("export", trained / "model.npz", "-o", tmp_path / "model.h").code == 0
+    assert run("vectors", trained / "model.npz", photos, "-o", tmp_path / "v").code == 0
+    (tmp_path / "main.c").write_text(
+        f'#include <stdio.h>\n#define MODEL_IMPLEMENTATION\n#include "model.h"\n{probability}\n'
+        "void pixel(const uint16_t *frame, int frame_width, int x, int y, int8_t *image);\n"
+        f"void pixel(const uint16_t *frame, int frame_width, int x, int y, int8_t *image)\n{{\n{pixel}}}\n"
+        "int main(void)\n{\n    int8_t logits[MODEL_CLASSES];\n"
+        "    while (fread(logits, 1, MODEL_CLASSES, stdin) == MODEL_CLASSES) {\n"
+        '        for (int k = 0; k < MODEL_CLASSES; k++) { printf("%.7f\\n", (double)model_probability(logits, k)); }\n'
+        "    }\n    return 0;\n}\n"
+    )
+    subprocess.run(["gcc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "main.c", "-lm", "-o", "main"], cwd=tmp_path, check=True)
+    data = (tmp_path / "v/logits.bin").read_bytes()
+    found = subprocess.run([tmp_path / "main"], input=data, capture_output=True, check=True).stdout.split()
+    names = (tmp_path / "v/names.txt").read_text("utf-8").splitlines()
+    answers = {row["file"]: row["classes"] for row in run("predict", trained / "model.npz", *names, "--int8", "--json").json["photos"]}
+    expected = [{c["name"]: c["probability"] for c in answers[name]}[fruit] for name in names for fruit in ("apple", "banana", "cucumber")]
+    error = float(np.abs(np.array(found, float) - expected).max())
+    print(f"{len(found)} probabilities, largest difference {error:.1e}")
+    assert len(found) == 72 and error < 1e-5
+
+
 # ---- folders to flash
 
 
