@@ -794,11 +794,12 @@ No photos are needed: a model remembers its calibration. Any .tflite made of the
 Everything is written, or nothing. A folder may be exported into again: what you have changed in it stays as it is, and is named.
 
   minitl export out/model.npz -o animals.h
-  minitl export vww_96_int8.tflite --arduino ~/Arduino/libraries/person --project person
+  minitl export vww_96_int8.tflite --classes no_person,person --arduino ~/Arduino/libraries/person --project person
 """
 REPORT_DETAILS = """\
 RAM and flash are exact; instructions are counted with arm-none-eabi-gcc and qemu-system-arm where these are installed. The columns:
-flash: bytes of kernels, biases and factors; RAM: bytes of the arena that the layer may not lose; dB: signal to noise, int8 against float.
+flash: bytes of kernels, biases, factors and shapes; RAM: bytes of the arena that the layer may not lose; instructions: those of one run,
+divided as in a second run with a hook after every layer; dB: signal to noise, int8 against float (for models that minitl trained).
 """
 INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in the last training."
 TRAIN_DETAILS = """\
