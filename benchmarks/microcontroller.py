@@ -63,7 +63,7 @@ def row(system, core, flags, millions, macs, flash, ram, last):
 def measure(graph, core, rng):
     """Profile of the graph's header on a core, after a comparison of its logits with Python's."""
     size = graph.tensors[graph.output].size
-    header = emit_c.emit(graph, "vww", ["non_person", "person"][:size], None, {"licence": "Apache-2.0"}, __version__)
+    header = emit_c.emit(graph, emit_c.About("vww", ["non_person", "person"][:size], None, {"licence": "Apache-2.0"}, __version__))
     x = rng.integers(-128, 128, (IMAGES, *graph.tensors[graph.input].shape), dtype=np.int8)
     assert np.array_equal(qemu.logits(header, "vww", core, x), graph.run(x)), f"{core}: not Python's logits"
     return qemu.profile(header, "vww", core, x[0])

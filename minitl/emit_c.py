@@ -1,7 +1,7 @@
 """Integer graph -> one self-contained C99 header that computes exactly what IntegerGraph.run computes.
 
-In: an integer graph, a name, class names, the recipe for photos, where the weights come from. Out: the text of the header, the same
-for the same arguments. The kernels come from c/kernels.h, the memory from memory.plan.
+In: an integer graph, and what to say about it (About). Out: the text of the header, the same for the same arguments. The kernels come
+from c/kernels.h, the memory from memory.plan.
 
 All constants are one object whose size the compiler must confirm, so the flash and RAM figures in the header's first comment are
 facts, not estimates. The header can test itself: it carries a hash of every layer's output for images that both sides make from numbers.
@@ -478,8 +478,9 @@ def _pixel_macro(recipe: Recipe, upper: str) -> str:
     )
 
 
-def _check(graph: IntegerGraph, name: str, classes: list[str], recipe: Recipe | None) -> None:
+def _check(graph: IntegerGraph, about: About) -> None:
     """What only the header asks of its arguments."""
+    name, classes, recipe = about.name, about.classes, about.recipe
     check_name(name)
     image, logits = graph.tensors[graph.input], graph.tensors[graph.output]
     if graph.input == graph.output:
@@ -554,6 +555,25 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a header says besides the network.
+
+    name: prefix of everything in it, a C identifier (identifier_from() makes one of a file's name). classes: one name per output.
+    recipe: how a photo becomes the input; None leaves the words and the pixel macro out. provenance: printed as it is, one line per key;
+    'source' and 'licence' matter most. version: minitl's. file: what the header will be called (NAME.h where it is empty).
+    notes: sentences for the manual, such as the proof of what was left out.
+    """
+
+    name: str
+    classes: Sequence[str]
+    recipe: Recipe | None
+    provenance: Mapping[str, object]
+    version: str
+    file: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Header:
     """text: of NAME.h. blob: bytes of NAME_weights.bin. stub: text of NAME_weights.S, which includes it."""
 
@@ -562,7 +582,7 @@ class Header:
     stub: str
 
 
-def figures(graph: IntegerGraph, classes: list[str]) -> Figures:
+def figures(graph: IntegerGraph, classes: Sequence[str]) -> Figures:
     """The figures that emit() states for this graph and these class names."""
     return _figures(_compile(graph, "figures")[0], classes)
 
@@ -575,7 +595,7 @@ def constant_bytes(graph: IntegerGraph) -> list[int]:
     return count
 
 
-def _figures(context: Context, classes: list[str]) -> Figures:
+def _figures(context: Context, classes: Sequence[str]) -> Figures:
     names = {"class names": len(classes) * _longest(classes)}
     return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names, _code(context))
 
@@ -585,7 +605,7 @@ def _arena(plan: memory.Plan) -> int:
     return max(-(-plan.size // 4) * 4, 4)
 
 
-def _longest(classes: list[str]) -> int:
+def _longest(classes: Sequence[str]) -> int:
     """Bytes of one row of the table of class names: the longest name and its final zero."""
     return max(len(c.encode()) for c in classes) + 1
 
@@ -617,54 +637,20 @@ def _needs(graph: IntegerGraph) -> dict[str, int]:
     }
 
 
-def emit(
-    graph: IntegerGraph,
-    name: str,
-    classes: list[str],
-    recipe: Recipe | None,
-    provenance: Mapping[str, object],
-    version: str,
-    file: str | None = None,
-    notes: Sequence[str] = (),
-) -> str:
-    """The text of NAME.h; write it as ASCII or UTF-8.
-
-    name: prefix of everything in the header, a C identifier (identifier_from() makes one of a file's name).
-    classes: one name per output. recipe: how a photo becomes the input; None leaves the words and the pixel macro out.
-    provenance: printed as it is, one line per key; 'source' and 'licence' matter most. version: minitl's.
-    file: what the header will be called, for its manual (default NAME.h). notes: sentences for it, such as the proof of what was left out.
-    Raises MinitlError for names that C forbids and arguments that disagree.
-    """
-    return _emit(graph, name, classes, recipe, provenance, version, file, notes, False)[0]
+def emit(graph: IntegerGraph, about: About) -> str:
+    """The text of NAME.h; write it as ASCII or UTF-8. MinitlError for names that C forbids and words that do not fit the network."""
+    return _emit(graph, about, blob=False)[0]
 
 
-def emit_blob(
-    graph: IntegerGraph,
-    name: str,
-    classes: list[str],
-    recipe: Recipe | None,
-    provenance: Mapping[str, object],
-    version: str,
-    file: str | None = None,
-    notes: Sequence[str] = (),
-) -> Header:
+def emit_blob(graph: IntegerGraph, about: About) -> Header:
     """Like emit(), for large networks: the weights as bytes beside the header instead of inside it."""
-    text, context = _emit(graph, name, classes, recipe, provenance, version, file, notes, True)
-    return Header(text, context.constants.to_bytes(), _prefixed(STUB, name))
+    text, constants = _emit(graph, about, blob=True)
+    return Header(text, constants.to_bytes(), _prefixed(STUB, about.name))
 
 
-def _emit(
-    graph: IntegerGraph,
-    name: str,
-    classes: list[str],
-    recipe: Recipe | None,
-    provenance: Mapping[str, object],
-    version: str,
-    file: str | None,
-    notes: Sequence[str],
-    blob: bool,
-) -> tuple[str, Context]:
-    _check(graph, name, classes, recipe)
+def _emit(graph: IntegerGraph, about: About, blob: bool) -> tuple[str, Constants]:
+    _check(graph, about)
+    name, classes, recipe = about.name, about.classes, about.recipe
     context, calls = _compile(graph, name)
     identity = int(graph.digest()[:8], 16)
     if blob:
@@ -684,7 +670,7 @@ def _emit(
     macros |= {"ARENA_BYTES": size.arena, "IMAGE_OFFSET": context.plan.image, "STACK_BYTES": STACK, "CODE_BYTES": size.code}
     macros |= {"CONSTANT_BYTES": size.flash}
 
-    words = _manual(graph, name, recipe, provenance, version, size, comment_text(file or f"{name}.h"), notes, blob)
+    words = _manual(graph, about, size, blob)
     hashes = layer_hashes(graph)
     text = _prefixed(TEMPLATE, name).format(
         words="\n".join(words),
@@ -703,7 +689,7 @@ def _emit(
         layer_names=",\n".join(f"    {c_string(f'{i} {op.name}')}" for i, op in enumerate(graph.ops)),
         hashes=",\n".join("    {\n" + table(np.array(row, dtype=object), "    ", "u") + "}" for row in hashes),
     )
-    return text, context
+    return text, context.constants
 
 
 def _defines(upper: str, macros: Mapping[str, int]) -> str:
@@ -724,18 +710,9 @@ def _object(constants: Constants, blob: bool) -> str:
     )
 
 
-def _manual(
-    graph: IntegerGraph,
-    name: str,
-    recipe: Recipe | None,
-    provenance: Mapping[str, object],
-    version: str,
-    size: Figures,
-    file: str,
-    notes: Sequence[str],
-    blob: bool,
-) -> list[str]:
+def _manual(graph: IntegerGraph, about: About, size: Figures, blob: bool) -> list[str]:
     """The header's first comment, line by line."""
+    name, recipe, file = about.name, about.recipe, comment_text(about.file or f"{about.name}.h")
     upper = name.upper()
     image, logits = graph.tensors[graph.input], graph.tensors[graph.output]
     parts = ", ".join(f"{purpose} {count:,}" for purpose, count in size.constants.items())
@@ -748,7 +725,8 @@ def _manual(
         )
 
     lines = [
-        f"{file}: an image classifier in C99, {_shape(image.shape)} -> {logits.size} classes. Written by minitl {comment_text(version)}.",
+        f"{file}: an image classifier in C99, {_shape(image.shape)} -> {logits.size} classes. "
+        f"Written by minitl {comment_text(about.version)}.",
         "",
         "HOW TO USE. In exactly one C or C++ file:",
         f"    #define {upper}_IMPLEMENTATION",
@@ -791,7 +769,7 @@ def _manual(
     lines += _paragraph(
         "WORK.",
         f"{graph.macs():,} multiplications with a weight (MACs) per image in {len(graph.ops)} operations.",
-        *map(comment_text, notes),
+        *map(comment_text, about.notes),
     )
     lines += _paragraph(
         "MACROS to define before the implementation.",
@@ -800,7 +778,7 @@ def _manual(
         f"{upper}_LAYER(i, values, bytes): called after operation i with its output, for profiling; not after one that runs inside of "
         "the next.",
     )
-    return lines + _paragraph("ORIGIN.", *_provenance(provenance, graph.digest()))
+    return lines + _paragraph("ORIGIN.", *_provenance(about.provenance, graph.digest()))
 
 
 STUB = """\

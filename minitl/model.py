@@ -27,7 +27,7 @@ import numpy as np
 from . import constant_channels, emit_c, importers, kernels, weights
 from .architectures import build, complete, feature_node
 from .constant_channels import Removal
-from .emit_c import Figures, Header
+from .emit_c import About, Figures, Header
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folding import fold
@@ -284,11 +284,14 @@ class Deployment:
 
     def emit(self, name: str, file: str | None = None) -> str:
         """The network as one C header; see Model.emit."""
-        return emit_c.emit(self.graph, name, self.classes, self.recipe, self.provenance, __version__, file, self.summary)
+        return emit_c.emit(self.graph, self._about(name, file))
 
     def emit_blob(self, name: str, file: str | None = None) -> Header:
         """The same with the weights as bytes in a file of their own."""
-        return emit_c.emit_blob(self.graph, name, self.classes, self.recipe, self.provenance, __version__, file, self.summary)
+        return emit_c.emit_blob(self.graph, self._about(name, file))
+
+    def _about(self, name: str, file: str | None) -> About:
+        return About(name, self.classes, self.recipe, self.provenance, __version__, file or "", self.summary)
 
 
 def deployable(path: str | Path, keep_constant: bool = False) -> Deployment:

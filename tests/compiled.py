@@ -58,7 +58,7 @@ def emit(graph, name, function=emit_c.emit, **changes):
         "provenance": {"licence": "none"},
         "version": "0",
     } | changes
-    return function(graph, name, **arguments)
+    return function(graph, emit_c.About(name, **arguments))
 
 
 HEAD = """

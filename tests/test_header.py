@@ -32,6 +32,7 @@ from PIL import Image
 from test_integer import EDGES, exact_requantise
 
 from minitl import emit_c, integer, memory
+from minitl.emit_c import About
 from minitl.errors import MinitlError
 from minitl.images import Recipe
 from minitl.integer import Tensor, Weighted
@@ -689,6 +690,6 @@ def test_a_name_that_looks_like_the_placeholder_still_compiles(tmp_path):
 def test_the_manual_names_the_file_and_finds_the_licence_of_the_backbone():
     graph = random_graph(7)
     classes = [f"c{i}" for i in range(graph.tensors[graph.output].size)]
-    text = emit_c.emit(graph, "cats", classes, None, {"backbone": {"licence": "Apache-2.0"}}, "1", "model.h")
+    text = emit_c.emit(graph, About("cats", classes, None, {"backbone": {"licence": "Apache-2.0"}}, "1", "model.h"))
     assert '#include "model.h"' in text and "cats.h" not in text and "not known to minitl" not in text
-    assert "not known to minitl" in emit_c.emit(graph, "cats", classes, None, {}, "1")
+    assert "not known to minitl" in emit_c.emit(graph, About("cats", classes, None, {}, "1"))

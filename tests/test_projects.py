@@ -31,7 +31,7 @@ def network(name, classes=("cat", "a dog", "été")):
 
 def weights_apart(name, classes):
     """The same network with its weights beside the header."""
-    return emit_c.emit_blob(network(name, classes)[0], name, list(classes), RECIPE, {"licence": "none"}, "0")
+    return emit_c.emit_blob(network(name, classes)[0], emit_c.About(name, classes, RECIPE, {"licence": "none"}, "0"))
 
 
 def write(folder, files):
