@@ -764,7 +764,7 @@ def _manual(graph: IntegerGraph, about: About, size: Figures, blob: bool) -> lis
         f"Flash: {size.flash:,} bytes of constants ({parts}), and below {size.code:,} bytes of code ({upper}_CODE_BYTES; "
         "gcc -Os and -O2 on Cortex-M; -O3 makes more of it).",
         f"Arena and constants are held by compile-time checks; define {upper}_RAM_LIMIT (arena and stack) or {upper}_FLASH_LIMIT "
-        "(constants and code) and the compiler holds yours, too.",
+        "(constants and code) and the compiler holds yours, too; without -Os it counts half as much code again, at -O0 twice the stack.",
     )
     lines += _paragraph(
         "WORK.",
@@ -877,7 +877,13 @@ MINITL_ASSERT(MINITL_ARENA_BYTES + MINITL_STACK_BYTES <= MINITL_RAM_LIMIT, arena
 #endif
 #endif
 #ifdef MINITL_FLASH_LIMIT
+#if defined(__OPTIMIZE_SIZE__) /* -Os; above it code grows by up to a half, and -O0 makes up to two and a half times as much */
 MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES <= MINITL_FLASH_LIMIT, constants_and_code_fit_the_limit)
+#elif defined(__OPTIMIZE__)
+MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES / 2 * 3 <= MINITL_FLASH_LIMIT, constants_and_code_fit_the_limit)
+#else
+MINITL_ASSERT(MINITL_CONSTANT_BYTES + MINITL_CODE_BYTES / 2 * 5 <= MINITL_FLASH_LIMIT, constants_and_code_fit_the_limit)
+#endif
 #endif
 
 #ifndef MINITL_LAYER

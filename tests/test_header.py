@@ -432,7 +432,9 @@ def test_limits_are_held_by_the_compiler(tmp_path, standard):
     for level, macro, limit, fact in (
         ("-O1", "RAM", sizes["ARENA"] + sizes["STACK"], "arena_and_stack_fit_the_limit"),
         ("-O0", "RAM", sizes["ARENA"] + 2 * sizes["STACK"], "arena_and_stack_fit_the_limit"),
-        ("-O1", "FLASH", sizes["CONSTANT"] + sizes["CODE"], "constants_and_code_fit_the_limit"),
+        ("-Os", "FLASH", sizes["CONSTANT"] + sizes["CODE"], "constants_and_code_fit_the_limit"),
+        ("-O3", "FLASH", sizes["CONSTANT"] + sizes["CODE"] // 2 * 3, "constants_and_code_fit_the_limit"),
+        ("-O0", "FLASH", sizes["CONSTANT"] + sizes["CODE"] // 2 * 5, "constants_and_code_fit_the_limit"),
     ):
         (tmp_path / "net.h").write_text(text)
         compile_c(command, level, f"-DNET_{macro}_LIMIT={limit}", cwd=tmp_path)
