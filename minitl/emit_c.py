@@ -902,7 +902,7 @@ static const uint32_t minitl_hashes[{vectors}][{layers}] = {{
 }};
 static int32_t minitl_vector = -1, minitl_wrong = -1; /* the vector that runs in a self-test, the first wrong layer */
 
-static MINITL_APART void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
+static MINITL_ONCE void minitl_check(int32_t layer, const int8_t *values, int32_t bytes)
 {{
     uint32_t hash = 0, i;
     if (minitl_vector < 0 || minitl_wrong >= 0) {{
@@ -918,7 +918,7 @@ static MINITL_APART void minitl_check(int32_t layer, const int8_t *values, int32
 }}
 #endif
 
-MINITL_APART int minitl_run_in(void *memory, const int8_t *image, int8_t *logits)
+MINITL_ONCE int minitl_run_in(void *memory, const int8_t *image, int8_t *logits)
 {{
     int8_t *const arena = (int8_t *)memory;
     int32_t i;

@@ -55,6 +55,13 @@ typedef uint32_t minitl_pair;
 #define MINITL_APART
 #endif
 
+/* Nor in two versions for two callers, as gcc makes them. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define MINITL_ONCE __attribute__((noinline, noclone))
+#else
+#define MINITL_ONCE MINITL_APART
+#endif
+
 typedef char minitl_needs_arithmetic_shifts[((int32_t)-5 >> 1) == -3 && ((int64_t)-5 >> 1) == -3 ? 1 : -1];
 
 /* == round (needs processor) == */
