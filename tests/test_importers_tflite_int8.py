@@ -179,7 +179,7 @@ def test_fully_connected_layers_are_within_one_step_of_litert(dtype, tensors, fu
         values, different = values + count, different + wrong
         assert largest <= 1
     print(f"{dtype}, {'one scale' if tensors else 'a scale per output'}, {fused}: {different} of {values} values differ, by one step")
-    assert different <= values // 200
+    assert different <= values // 1000  # measured: 1 to 16 of 24,000
 
 
 @BOTH
@@ -252,7 +252,7 @@ def test_concatenations_of_several_scales_are_within_one_step_of_litert():
         values, different = values + count, different + wrong
         assert largest <= 1
     print(f"{different} of {values} values differ, by one step")
-    assert different <= values // 10_000
+    assert different == 0
 
 
 @BOTH
