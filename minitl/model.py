@@ -149,11 +149,14 @@ class Model:
             self.graph.freeze(".." + what if plain else what)
         return self
 
-    def replace_head(self, classes: Sequence[str], seed: int = 0, dropout: float = 0.0) -> Model:
-        """A new model with the same backbone and a fresh classifier for these classes; its numbers are drawn from the seed."""
+    def replace_head(self, classes: Sequence[str], seed: int = 0, dropout: float = 0.0, hidden: Sequence[int] = ()) -> Model:
+        """A new model with the same backbone and a fresh classifier for these classes; its numbers are drawn from the seed.
+
+        hidden: units of layers with ReLU between the features and the classifier. dropout: rate before each layer of the head.
+        """
         if len(classes) < 2 or len(set(classes)) != len(classes):
             raise MinitlError(f"a classifier needs at least two different classes, found {', '.join(classes) or 'none'}")
-        arguments = self.arguments | {"classes": len(classes), "dropout": dropout}
+        arguments = self.arguments | {"classes": len(classes), "dropout": dropout, "hidden": list(hidden)}
         graph = build(self.architecture, **arguments).initialise(seed)
         for name in graph.match(".." + self.feature_node):
             if name in graph.params:

@@ -280,6 +280,18 @@ def test_features_are_the_pooled_image_with_or_without_a_classifier(architecture
 
 
 @networks
+def test_hidden_layers_stand_between_the_features_and_the_classifier(architecture):
+    plain, deep = build(architecture, classes=5), build(architecture, classes=5, hidden=[16, 8], dropout=0.3)
+    before, last = [node.name for node in plain.nodes[:-1]], plain.output
+    added = [f"hidden_{i}{part}" for i in (1, 2) for part in ("", "_relu", "_dropout")]
+    assert [node.name for node in deep.nodes] == [*before, *added, last] and before[-2:] == [feature_node(architecture), "dropout"]
+    assert [deep.shapes[f"hidden_{i}"] for i in (1, 2)] == [(16,), (8,)] and deep.shapes[last] == (5,)
+    assert [node.layer.rate for node in deep.nodes if isinstance(node.layer, Dropout)] == [0.3] * 3
+    assert build(architecture, classes=5, hidden=()).nodes == build(architecture, classes=5, hidden=[]).nodes == plain.nodes
+    assert [n.name for n in build(architecture, classes=None, hidden=[16]).nodes] == before[:-1]
+
+
+@networks
 def test_complete_arguments_build_the_same_network_again(architecture):
     given = {"alpha": 0.5, "input_shape": [96, 64, 3], "classes": 3}
     full = complete(architecture, given)
@@ -316,6 +328,7 @@ HOSTILE = {
     "momentum": [*NEVER, 1.01],
     "padding": [*NEVER, "valid", "SAME", ["same"], (0, 1, 0, 1), [0, 1, 0, 1]],
     "dropout": [*NEVER, 0.991],
+    "hidden": [*(v for v in NEVER if v != []), 128, "128", [0], [-1], [4097], [8.0], [True], [None], [[8]], [10**400], [8] * 5, {8: 8}],
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ..layers import BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, GlobalA
 PADDINGS = ("same", "keras", "torch")
 ACTIVATIONS: dict[str, type[Layer]] = {"relu6": ReLU6, "relu": ReLU}
 LARGEST_SIZE, LARGEST_ALPHA, MOST_CLASSES = 4096, 4.0, 100_000
+MOST_HIDDEN, MOST_UNITS = 4, 4096
 
 
 class Blocks:
@@ -37,6 +38,7 @@ class Blocks:
         momentum: Any,
         padding: Any,
         dropout: Any,
+        hidden: Any,
     ) -> None:
         def check(name: str, value: Any, good: bool, expected: str) -> None:
             if not good:
@@ -62,7 +64,14 @@ class Blocks:
         check("momentum", momentum, number(momentum, 0, 1), "between 0 and 1")
         check("padding", padding, padding in list(PADDINGS), f"one of {', '.join(PADDINGS)}")
         check("dropout", dropout, number(dropout, 0, 0.99), "between 0 and 0.99")
-        self.input_shape = tuple(shape)
+        units = list(hidden) if isinstance(hidden, (list, tuple)) else [0]
+        check(
+            "hidden",
+            hidden,
+            len(units) <= MOST_HIDDEN and all(type(n) is int and 1 <= n <= MOST_UNITS for n in units),
+            f"a list of at most {MOST_HIDDEN} layers with 1 to {MOST_UNITS} units each",
+        )
+        self.input_shape, self.hidden = tuple(shape), units
         self.classes, self.batch_norm, self.padding, self.dropout = classes, batch_norm, padding, dropout
         self.activation = ACTIVATIONS[activation]
         self.use_bias = use_bias or not batch_norm
@@ -102,9 +111,16 @@ class Blocks:
         return self.last
 
     def classifier(self, name: str) -> Blocks:
-        """Global average pool, the features; then, unless there are no classes, Dropout and one Dense layer to logits."""
+        """Global average pool, the features; then, unless there are no classes, Dropout, the hidden layers, and a Dense layer to logits.
+
+        A hidden layer is Dense, ReLU and Dropout: hidden_1, hidden_1_relu, hidden_1_dropout.
+        """
         self.feature = self.add("global_average_pooling2d", GlobalAveragePool())
         if self.classes is not None:
             self.add("dropout", Dropout(float(self.dropout)))
+            for i, units in enumerate(self.hidden, start=1):
+                self.add(f"hidden_{i}", Dense(units))
+                self.add(f"hidden_{i}_relu", ReLU())
+                self.add(f"hidden_{i}_dropout", Dropout(float(self.dropout)))
             self.add(name, Dense(self.classes))
         return self

@@ -25,14 +25,16 @@ def mobilenet_v1(
     momentum: float = 0.99,
     padding: str = "same",
     dropout: float = 0.0,
+    hidden: Sequence[int] = (),
 ) -> Blocks:
     """alpha: width multiplier; filters are int(alpha * filters), not rounded to 8. classes None: no classifier.
 
     padding: 'same' (TensorFlow), 'keras' (differs at odd sizes: the stem is 'same', the rest not), 'torch'.
+    hidden: units of layers before the classifier.
     """
     net = Blocks(
         input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm,
-        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding=padding, dropout=dropout,
+        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding=padding, dropout=dropout, hidden=hidden,
     )  # fmt: skip
     stem_padding = "same" if padding == "keras" else padding
     net.conv("conv1", max(int(32 * alpha), 1), 3, 2, "conv1_bn", "conv1_relu", stem_padding)

@@ -31,14 +31,16 @@ def mobilenet_v2(
     momentum: float = 0.999,
     padding: str = "same",
     dropout: float = 0.0,
+    hidden: Sequence[int] = (),
 ) -> Blocks:
     """alpha: width multiplier, filters rounded to 8; the last convolution has at least 1280. classes None: no classifier.
 
     padding: 'same' (TensorFlow), 'keras' (the same here: Keras' correct_pad equals it at every size), or 'torch'.
+    hidden: units of layers before the classifier.
     """
     net = Blocks(
-        input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm,
-        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding="same" if padding == "keras" else padding, dropout=dropout,
+        input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm, use_bias=use_bias,
+        epsilon=epsilon, momentum=momentum, padding="same" if padding == "keras" else padding, dropout=dropout, hidden=hidden,
     )  # fmt: skip
     channels = divisible_by_8(32 * alpha)
     net.conv("Conv1", channels, 3, 2, "bn_Conv1", "Conv1_relu")
