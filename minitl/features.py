@@ -15,19 +15,22 @@ Left out: tidying up old keys; the folder can be deleted at any time.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import PIL
 
 from .errors import MinitlError
-from .files import write_atomically
+from .files import printable, write_atomically
 from .folders import difference_hash
 from .graph import INPUT, Graph
 from .images import PhotoError, Recipe, digest, photos_ahead, read_bytes, read_photo
@@ -36,8 +39,9 @@ from .version import __version__
 from .weights import pack, unpack
 
 ROWS_PER_FILE = 256
+FILES_OPEN = 8
 SECONDS_PER_FILE = 5.0
-"""A file of the cache is written after so many rows or seconds, whichever comes first: what a kill can lose."""
+"""A file of the cache is written after so many rows or seconds, whichever comes first: what a kill can lose. So many stay in memory."""
 
 Progress = Callable[[int, int], None]
 """Called with (photos done, photos in all)."""
@@ -48,18 +52,25 @@ class Features:
     """Rows of N photos and how to cut them into the values that the trainable part of a graph reads.
 
     rows: (N, F) float32 features, or (N, H * W * C) uint8 pixels. parts: (node, shape without the batch), in the order of the row.
+    index: which of the rows these photos are, None for all: parts of a set share its rows.
     """
 
     rows: Array
     parts: list[tuple[str, Shape]]
     recipe: Recipe
+    index: Array | None = None
+    ahead: ClassVar[int] = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.index is None else len(self.index)
 
-    def feeds(self, indices: Array | slice = slice(None)) -> dict[str, Array]:
-        """{node: (n, *shape) float32} of the chosen photos: what Graph.forward and Graph.evaluate start from."""
-        rows = self.rows[indices]
+    def values(self, indices: Array | slice = slice(None)) -> Array:
+        """(n, F) rows of the chosen photos."""
+        return self.rows[indices if self.index is None else self.index[indices]]
+
+    def feeds(self, indices: Array | slice = slice(None), epoch: int = 0) -> dict[str, Array]:
+        """{node: (n, *shape) float32} of the chosen photos: what Graph.forward and Graph.evaluate start from; the same in every epoch."""
+        rows = self.values(indices)
         if self.parts[0][0] == INPUT and rows.dtype == np.uint8:
             return {INPUT: self.recipe.normalise(rows.reshape(-1, *self.parts[0][1]))}
         feeds, first = {}, 0
@@ -71,11 +82,33 @@ class Features:
 
     def mean_squared_length(self) -> float:
         """Mean over the photos of the sum of the squares of a row."""
-        return float(np.square(self.rows, dtype=np.float64).sum(axis=1).mean())
+        return sum(float(np.square(self.values(slice(i, i + 1024)), dtype=np.float64).sum()) for i in range(0, len(self), 1024)) / len(self)
 
     def take(self, indices: Array) -> Features:
-        """The features of some of the photos."""
-        return Features(self.rows[indices], self.parts, self.recipe)
+        """The features of some of the photos; no row is copied."""
+        return Features(self.rows, self.parts, self.recipe, indices if self.index is None else self.index[indices])
+
+
+IN_MEMORY = 1 << 30
+"""Bytes of an array of rows; a larger one lies in a file without a name that the system reads as it is needed."""
+
+
+def large_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Array:
+    """An empty array, in memory or, above IN_MEMORY bytes, in a file that vanishes with the process; folder: None for the system's place."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    try:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # else a disk that fills up would kill the process later
+            return np.memmap(file, dtype, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+    except OSError as error:
+        where = printable(folder or tempfile.gettempdir())
+        raise MinitlError(f"{size / 1e9:.1f} GB for the photos do not fit into {where} ({error.strerror}); "
+                          "choose another place with --cache, or freeze more layers") from None  # fmt: skip
 
 
 # ---- the cache on disk
@@ -117,8 +150,9 @@ class Cache:
 
     def __init__(self, folder: Path | None, key: str, width: int) -> None:
         self.width = width
-        self.rows: dict[str, Row] = {}
+        self.places: dict[str, tuple[Path, int]] = {}
         self.problem = ""
+        self._open: dict[Path, dict[str, Array]] = {}
         self._fresh: dict[str, Row] = {}
         self._written = time.monotonic()
         self.folder = folder / "features" / key[:32] if folder else None
@@ -126,26 +160,42 @@ class Cache:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for path in sorted(self.folder.glob("*.npz")):
-                    self._read(path)
+                    arrays = self._read(path)
+                    self.places |= {bytes(key).hex(): (path, i) for i, key in enumerate(arrays["keys"] if arrays else ())}
             except OSError as error:
                 self.problem, self.folder = f"the cache folder {self.folder} cannot be used ({error.strerror})", None
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> dict[str, Array] | None:
+        """The arrays of a file, the last few of which stay open; None for a damaged one, which is thrown away."""
+        if path not in self._open:
+            try:
+                arrays = unpack(path.read_bytes(), str(path))
+                keys, looks, values = arrays["keys"], arrays["looks"], arrays["values"]
+                shapes = (keys.shape, looks.shape, values.shape)
+                if shapes != ((len(values), 32), (len(values), 8), (len(values), self.width)) or values.dtype != np.float32:
+                    raise MinitlError(f"{path} holds rows of another shape")
+            except (MinitlError, KeyError):
+                path.unlink(missing_ok=True)  # ours to throw away and compute again
+                return None
+            while len(self._open) >= FILES_OPEN:
+                del self._open[next(iter(self._open))]
+            self._open[path] = arrays
+        return self._open[path]
+
+    def get(self, key: str) -> Row | None:
+        """The row of a photo, None where it has to be computed."""
+        if key in self._fresh:
+            return self._fresh[key]
+        path, i = self.places.get(key, (None, 0))
         try:
-            arrays = unpack(path.read_bytes(), str(path))
-            keys, looks, values = arrays["keys"], arrays["looks"], arrays["values"]
-            shapes = (keys.shape, looks.shape, values.shape)
-            if shapes != ((len(values), 32), (len(values), 8), (len(values), self.width)) or values.dtype != np.float32:
-                raise MinitlError(f"{path} holds rows of another shape")
-        except (MinitlError, KeyError):
-            path.unlink(missing_ok=True)  # damaged: ours to throw away and compute again
-            return
-        for key, look, row in zip(keys, looks, values, strict=True):
-            self.rows[bytes(key).hex()] = Row(row, int.from_bytes(bytes(look), "big"))
+            arrays = self._read(path) if path else None
+        except OSError:  # somebody tidied up
+            arrays = None
+        return Row(arrays["values"][i], int.from_bytes(bytes(arrays["looks"][i]), "big")) if arrays else None
 
     def add(self, key: str, row: Row) -> None:
         """Keep a row; now and then write those that came since the last time."""
-        self.rows[key] = self._fresh[key] = row
+        self._fresh[key] = row
         if len(self._fresh) >= ROWS_PER_FILE or time.monotonic() - self._written > SECONDS_PER_FILE:
             self.flush()
 
@@ -158,8 +208,10 @@ class Cache:
                 "looks": np.array([list(row.look.to_bytes(8, "big")) for row in rows], np.uint8),
                 "values": np.stack([row.values for row in rows]),
             }
+            path = self.folder / f"{secrets.token_hex(8)}.npz"
             try:
-                write_atomically(self.folder / f"{secrets.token_hex(8)}.npz", pack(arrays))
+                write_atomically(path, pack(arrays))
+                self.places |= {key: (path, i) for i, key in enumerate(self._fresh)}
             except MinitlError as error:
                 self.problem, self.folder = str(error), None
         self._fresh, self._written = {}, time.monotonic()
@@ -193,31 +245,42 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     pixels = [name for name, _ in parts] == [INPUT]
     width = sum(int(np.prod(shape)) for _, shape in parts)
     store = Cache(None if pixels else cache, "" if pixels else cache_key(graph, recipe), width)
-    known = frozenset(store.rows)
+    rows = large_array((len(paths), width), np.uint8 if pixels else np.float32, cache)
 
     def read(path: Path) -> tuple[str, Array | None] | PhotoError:
         try:
             data = read_bytes(path)
             key = digest(data)
-            return key, None if key in known else read_photo(data, recipe, str(path))
+            return key, None if key in store.places else read_photo(data, recipe, str(path))
         except PhotoError as error:
             return error
 
-    rows: list[Array] = []
-    result = Extraction(Features(np.zeros((0, width), np.float32), parts, recipe), [], [], [], [], 0)
+    result = Extraction(Features(rows, parts, recipe), [], [], [], [], 0)
+    seen: dict[str, int] = {}  # digest -> number of its row: the same photo again costs nothing
     try:
         for index, (path, found) in enumerate(photos_ahead(read, paths)):
+            if not isinstance(found, PhotoError) and found[1] is None and found[0] not in seen and store.get(found[0]) is None:
+                store.places.pop(found[0])  # the cache's file has gone or is damaged: read the photo after all
+                found = read(path)
             if isinstance(found, PhotoError):
                 result.skipped.append((path, found.reason))
             else:
                 key, photo = found
-                if photo is None:
+                at = len(result.kept)
+                row = store.get(key) if photo is None and key not in seen else None
+                if key in seen:
+                    rows[at], look = rows[seen[key]], result.looks[seen[key]]
+                elif row:
+                    rows[at], look = row.values, row.look
                     result.reused += 1
-                elif key not in store.rows:
-                    values = photo.reshape(-1) if pixels else features_of(graph, recipe, photo, parts)
-                    store.add(key, Row(values, difference_hash(photo)))
-                rows.append(store.rows[key].values)
-                result.looks.append(store.rows[key].look)
+                else:
+                    assert photo is not None
+                    rows[at] = photo.reshape(-1) if pixels else features_of(graph, recipe, photo, parts)
+                    look = difference_hash(photo)
+                    if not pixels:
+                        store.add(key, Row(rows[at].copy(), look))
+                seen.setdefault(key, at)
+                result.looks.append(look)
                 result.kept.append(index)
                 result.digests.append(key)
             if progress:
@@ -225,8 +288,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     finally:  # Ctrl-C included
         store.flush()
     result.cache_problem = store.problem
-    if rows:
-        result.features.rows = np.stack(rows)
+    result.features.rows = rows[: len(result.kept)]
     return result
 
 

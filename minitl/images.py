@@ -363,8 +363,10 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"the picture is damaged ({type(error).__name__}: {said})"
 
 
-def photos_ahead(function: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 2) -> Iterator[tuple[Thing, Result]]:
-    """(thing, function(thing)) in order, computed up to 4 * workers things ahead in background threads.
+def photos_ahead(
+    function: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 2, ahead: int | None = None
+) -> Iterator[tuple[Thing, Result]]:
+    """(thing, function(thing)) in order, computed up to `ahead` (default 4 * workers) things ahead in background threads.
 
     Pillow lets go of Python's lock while it decodes, so threads do run side by side, and memory stays bounded by the few results
     that wait. An error of `function` is raised where its result would come. Leaving early, Ctrl-C included, starts nothing more
@@ -375,7 +377,7 @@ def photos_ahead(function: Callable[[Thing], Result], things: Iterable[Thing], w
     try:
         for thing in things:
             waiting.append((thing, pool.submit(function, thing)))
-            if len(waiting) >= 4 * workers:
+            if len(waiting) >= (ahead or 4 * workers):
                 first, future = waiting.popleft()
                 yield first, future.result()
         while waiting:

@@ -1,37 +1,45 @@
-"""Training: a loss, an optimiser that is handed unfrozen parameters only, epochs, and early stopping that keeps the best.
+"""Training: a loss, steps that move unfrozen parameters only, epochs, and early stopping that keeps the best.
 
-In: a Graph with its freeze mask, features (features.py) with labels for training and for validation, Settings. Out: the same Graph with
-the parameters of its best epoch, and a history. The same seed gives the same numbers.
+In: a Graph with its freeze mask, a source of batches with labels for training and one for validation, Settings. Out: the same Graph with
+the parameters of its best epoch, and a history. The same seed gives the same numbers, also when a run is stopped after any step and
+continued from its State.
 
 Frozen means frozen: gradient, momentum, weight decay and BatchNorm statistics never see a frozen layer, nor the frozen channels of a
-partly frozen one. Left out: reading photos (features.py), augmentation.
+partly frozen one. Left out: reading and changing photos (features.py, augment.py), how parameters move (optimisers.py).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import kernels
 from .errors import MinitlError
-from .features import Features
 from .graph import Graph
+from .images import photos_ahead
 from .layers import Array, Params
+from .optimisers import SGD, AdamW, Average, Optimiser, schedule
+
+OPTIMISERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train.
 
-    epochs: at most so many passes over the photos. batch: photos per step. rate: learning rate at the start; it falls to zero along
-    half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983). momentum: Nesterov's. decay: weight decay (L2) of kernels.
-    patience: stop after so many epochs without a lower validation loss. seed: order of the photos, first weights, dropout.
+    epochs: at most so many passes over the photos. batch: photos per step. rate: highest learning rate, reached after `warmup` epochs;
+    from there it falls to zero along half a cosine. optimiser: 'sgd' (momentum: Nesterov's) or 'adamw'. decay: weight decay of kernels.
+    patience: stop after so many epochs without a lower validation loss. seed: order of the photos, first weights, dropout, mixup.
+    smoothing: share of the target that all classes get alike (Szegedy et al. 2016, arXiv:1512.00567). mixup: parameter of the Beta
+    distribution that photos and targets are mixed by, two and two (Zhang et al. 2018, arXiv:1710.09412). average: what a moving average of
+    the weights keeps in a step; the average is what is validated and kept. balance: photos of rare classes count more, so that all
+    classes count alike. layer_decay: factor of the rate from one block to the one below it.
     """
 
     epochs: int = 100
@@ -41,14 +49,39 @@ class Settings:
     decay: float = 1e-4
     patience: int = 20
     seed: int = 0
+    optimiser: str = "sgd"
+    warmup: float = 0.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    average: float = 0.0
+    balance: bool = False
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        lows = {"epochs": 1, "batch": 1, "patience": 1, "layer_decay": 0.01}
+        highs = {"momentum": 0.999, "rate": 1000, "decay": 10, "seed": 2**32 - 1, "warmup": self.epochs, "smoothing": 0.9, "mixup": 10,
+                 "average": 0.99999, "layer_decay": 1}  # fmt: skip
         for name, value in asdict(self).items():
-            low = {"epochs": 1, "batch": 1, "patience": 1}.get(name, 0)
-            high = {"momentum": 0.999, "rate": 1000, "decay": 10, "seed": 2**32 - 1}.get(name, 10**9)
+            if name == "optimiser":
+                if value not in OPTIMISERS:
+                    raise MinitlError(f"optimiser must be one of {', '.join(OPTIMISERS)}, found {value!r}")
+                continue
+            low, high = lows.get(name, 0), highs.get(name, 10**9)
             whole = name in ("epochs", "batch", "patience", "seed")
             if not (isinstance(value, int if whole else (int, float)) and low <= value <= high):
                 raise MinitlError(f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}, found {value!r}")
+
+
+class Source(Protocol):
+    """Photos as a network's values; features.Features is one. ahead: batches to prepare in the background, for a source that is slow."""
+
+    ahead: int
+
+    def __len__(self) -> int:
+        """How many photos."""
+
+    def feeds(self, indices: Any, epoch: int = 0) -> dict[str, Array]:
+        """{node: (n, *shape) float32} of the chosen photos: what Graph.forward starts from. epoch: what augmentation depends on."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +97,32 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened: all epochs, and which one was kept (counted from 1; 0: the state before the first)."""
+    """What happened: all epochs, and which one was kept (counted from 1; 0: the state before the first). diverged: where it ended early
+    since the loss was no longer a number."""
 
     epochs: list[Epoch]
     best: int = 0
+    diverged: bool = False
 
 
-class SGD:
-    """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013) and weight decay on kernels.
+@dataclass
+class State:
+    """Where a training stands after a step: with what fit() was given, all that is needed to go on to the very same end.
 
-    v = momentum * v + g        p = p - rate * (g + momentum * v)
+    step: steps done in `epoch`; order: of the photos in it; loss, correct: sums over its photos so far; random: state of the generator.
     """
 
-    def __init__(self, graph: Graph, momentum: float, decay: float) -> None:
-        self.graph, self.momentum, self.decay = graph, momentum, decay
-        self.velocity: dict[tuple[str, str], Array] = {}
-
-    def step(self, grads: dict[str, Params], rate: float) -> None:
-        """Move every unfrozen parameter once. New arrays replace old ones; nobody else's arrays change."""
-        for node, name, mask in self.graph.trainable():
-            if node not in grads:  # nothing reads it, so the loss does not depend on it
-                continue
-            p = self.graph.params[node][name]
-            g = grads[node][name]
-            if name == "kernel":
-                g = g + p.dtype.type(self.decay) * p
-            v = self.velocity.get((node, name), np.zeros_like(p)) * p.dtype.type(self.momentum) + g
-            moved = p - p.dtype.type(rate) * (g + p.dtype.type(self.momentum) * v)
-            whole = mask is True
-            self.velocity[node, name] = v if whole else np.where(mask, v, 0)
-            self.graph.params[node][name] = moved if whole else np.where(mask, moved, p)
+    optimiser: Optimiser
+    random: np.random.Generator
+    best_loss: float
+    best_params: dict[str, Params]
+    average: Average | None = None
+    epoch: int = 1
+    step: int = 0
+    order: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    loss: float = 0.0
+    correct: int = 0
+    history: History = field(default_factory=lambda: History([]))
 
 
 def one_hot(labels: Array, classes: int, dtype: Any = np.float32) -> Array:
@@ -101,21 +130,52 @@ def one_hot(labels: Array, classes: int, dtype: Any = np.float32) -> Array:
     return np.eye(classes, dtype=dtype)[labels]
 
 
+def class_weights(labels: Array, classes: int) -> Array:
+    """(classes,) float32: what a photo of each class counts so that all classes count alike; 1 on average over the photos."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (np.maximum(counts, 1) * max(np.count_nonzero(counts), 1))).astype(np.float32)
+
+
 def train_step(
-    graph: Graph, feeds: dict[str, Array], targets: Array, optimiser: SGD, rate: float, rng: Any, ops: ModuleType = kernels
-) -> Array:
-    """Forward, backward, update: one step on one batch. Returns the logits (N, classes) from before the update."""
+    graph: Graph,
+    feeds: dict[str, Array],
+    targets: Array,
+    optimiser: Optimiser,
+    rate: float,
+    rng: Any,
+    ops: ModuleType = kernels,
+    weights: Array | None = None,
+) -> tuple[Array, Array]:
+    """Forward, backward, update: one step on one batch. weights: (N,) what each photo counts, 1 where None.
+
+    Returns logits (N, classes) and losses (N,), both from before the update. Nothing moves where a loss is not a number.
+    """
     logits, tape = graph.forward(feeds, rng, ops)
-    _, dlogits = ops.softmax_cross_entropy(logits, targets)
+    losses, dlogits = ops.softmax_cross_entropy(logits, targets)
+    if not np.isfinite(losses).all():
+        return logits, losses
+    if weights is not None:
+        dlogits = dlogits * weights[:, None]
     graph.update_statistics(tape)
     optimiser.step(graph.backward(dlogits, tape, ops), rate)
-    return logits
+    return logits, losses
 
 
-def predict(graph: Graph, features: Features, batch: int = 64) -> Array:
-    """Logits (N, classes) float32 of all rows."""
-    starts = range(0, len(features), batch)
-    return np.concatenate([graph.evaluate(features.feeds(slice(i, i + batch)))[graph.output] for i in starts])
+def mixed(feeds: dict[str, Array], targets: Array, strength: float, rng: Any) -> tuple[dict[str, Array], Array]:
+    """Every photo and its target, mixed with another of the batch (mixup)."""
+    share = rng.beta(strength, strength)
+    other = rng.permutation(len(targets))
+
+    def mix(x: Array) -> Array:
+        return x * x.dtype.type(share) + x[other] * x.dtype.type(1 - share)
+
+    return {name: mix(x) for name, x in feeds.items()}, mix(targets)
+
+
+def predict(graph: Graph, source: Source, batch: int = 64) -> Array:
+    """Logits (N, classes) float32 of all photos."""
+    starts = range(0, len(source), batch)
+    return np.concatenate([graph.evaluate(source.feeds(slice(i, i + batch)))[graph.output] for i in starts])
 
 
 def loss_and_accuracy(logits: Array, labels: Array) -> tuple[float, float]:
@@ -130,49 +190,98 @@ def check_trainable(graph: Graph) -> None:
         raise MinitlError("every layer is frozen: nothing can be trained; unfreeze at least the classifier")
 
 
+def begin(graph: Graph, settings: Settings, baseline: float, factors: Mapping[str, float] | None) -> State:
+    """The state before the first step."""
+    if settings.optimiser == "adamw":
+        optimiser: Optimiser = AdamW(graph, settings.decay, factors)
+    else:
+        optimiser = SGD(graph, settings.momentum, settings.decay, factors)
+    average = Average(graph, settings.average) if settings.average else None
+    return State(optimiser, np.random.default_rng(settings.seed), baseline, snapshot(graph), average)
+
+
 def fit(
     graph: Graph,
-    train: Features,
+    train: Source,
     train_labels: Array,
-    val: Features,
+    val: Source,
     val_labels: Array,
     settings: Settings,
     report: Callable[[Epoch, float], None] | None = None,
     baseline: float = math.inf,
+    factors: Mapping[str, float] | None = None,
+    state: State | None = None,
+    keep: Callable[[State], None] | None = None,
 ) -> History:
     """Train what is not frozen; afterwards the graph holds the parameters of the epoch with the lowest validation loss.
 
     baseline: a validation loss that an epoch must beat; if none does, the graph is left as it was, and `best` is 0.
-    report(epoch, seconds left at most) is called after every epoch.
-    Raises MinitlError where nothing can be trained, or where the loss is no longer a number.
+    report(epoch, seconds left at most) is called after every epoch. factors: {node: share of the rate}, 1 where absent.
+    state: of a run that was stopped, with the graph's parameters of then. keep(state) is called after every step, to save it now and then.
+    Where the loss is no longer a number, the best epoch so far is kept; MinitlError where there is none, or where nothing can be trained.
     """
     check_trainable(graph)
-    rng = np.random.default_rng(settings.seed)
-    optimiser = SGD(graph, settings.momentum, settings.decay)
-    targets = one_hot(train_labels, graph.shapes[graph.output][0])
+    classes = graph.shapes[graph.output][0]
+    targets = one_hot(train_labels, classes)
+    counts = targets @ class_weights(train_labels, classes) if settings.balance else None
     batches = math.ceil(len(train) / settings.batch)
-    history, best_loss, best_params, started = History([]), baseline, _snapshot(graph), time.monotonic()
-    for epoch in range(1, settings.epochs + 1):
-        order = rng.permutation(len(train))
-        seen = np.zeros_like(targets)
-        for i, chosen in enumerate(np.array_split(order, batches)):
-            done = (epoch - 1 + i / batches) / settings.epochs
-            rate = settings.rate * 0.5 * (1 + math.cos(math.pi * done))
-            seen[chosen] = train_step(graph, train.feeds(chosen), targets[chosen], optimiser, rate, rng)
-        line = Epoch(epoch, *loss_and_accuracy(seen, train_labels), *loss_and_accuracy(predict(graph, val), val_labels))
+    at = state or begin(graph, settings, baseline, factors)
+    rng, history, started, first = at.random, at.history, time.monotonic(), at.epoch - 1 + at.step / batches
+    while at.epoch <= settings.epochs and not _finished(at, settings):
+        if at.step == 0:
+            at.order, at.loss, at.correct = rng.permutation(len(train)), 0.0, 0
+        epoch = at.epoch
+        for chosen, feeds in _batches(train, np.array_split(at.order, batches)[at.step :], epoch):
+            wanted = targets[chosen]
+            if settings.mixup:
+                feeds, wanted = mixed(feeds, wanted, settings.mixup, rng)
+            weights = None if counts is None else counts[chosen]
+            if settings.smoothing:
+                wanted = wanted * np.float32(1 - settings.smoothing) + np.float32(settings.smoothing / classes)
+            rate = settings.rate * schedule((epoch - 1 + at.step / batches) / settings.epochs, settings.warmup / settings.epochs)
+            logits, losses = train_step(graph, feeds, wanted, at.optimiser, rate, rng, weights=weights)
+            if at.average:
+                at.average.step()
+            at.step += 1
+            at.loss += float(losses.sum())
+            at.correct += int((logits.argmax(axis=1) == wanted.argmax(axis=1)).sum())
+            if not math.isfinite(at.loss):
+                break
+            if at.step < batches and keep:
+                keep(at)
+        trained = graph.params
+        if at.average:
+            graph.params = trained | {node: dict(params) for node, params in at.average.params.items()}
+        line = Epoch(epoch, at.loss / len(train), at.correct / len(train), *loss_and_accuracy(predict(graph, val), val_labels))
         if not (math.isfinite(line.train_loss) and math.isfinite(line.val_loss)):
-            raise MinitlError(f"the loss is no longer a number in epoch {epoch}: use a smaller learning rate than {settings.rate:g}")
-        history.epochs.append(line)
-        if line.val_loss < best_loss:
-            best_loss, best_params, history.best = line.val_loss, _snapshot(graph), epoch
-        if report:
-            report(line, (time.monotonic() - started) / epoch * (settings.epochs - epoch))
-        if epoch - history.best >= settings.patience:
+            history.diverged = True
             break
-    graph.params = best_params
+        history.epochs.append(line)
+        if line.val_loss < at.best_loss:
+            at.best_loss, at.best_params, history.best = line.val_loss, snapshot(graph), epoch
+        graph.params = trained
+        at.epoch, at.step = epoch + 1, 0
+        if report:
+            report(line, (time.monotonic() - started) / (epoch - first) * (settings.epochs - epoch))
+        if keep:
+            keep(at)
+    graph.params = at.best_params
+    if history.diverged and not history.best and baseline == math.inf:
+        raise MinitlError(f"the loss is no longer a number in epoch {at.epoch}: use a smaller learning rate than {settings.rate:g}")
     return history
 
 
-def _snapshot(graph: Graph) -> dict[str, Params]:
+def _batches(source: Source, todo: Iterable[Array], epoch: int) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """(indices, feeds) of every batch."""
+    if source.ahead:
+        return photos_ahead(lambda chosen: source.feeds(chosen, epoch), todo, 1, source.ahead)
+    return ((chosen, source.feeds(chosen, epoch)) for chosen in todo)
+
+
+def _finished(at: State, settings: Settings) -> bool:
+    return at.step == 0 and at.epoch - 1 - at.history.best >= settings.patience
+
+
+def snapshot(graph: Graph) -> dict[str, Params]:
     """The parameters of now. A copy of references is enough: steps replace arrays and never change them."""
     return {node: dict(params) for node, params in graph.params.items()}

@@ -331,11 +331,11 @@ def test_rows_are_written_every_few_photos_or_seconds(tmp_path, monkeypatch):
     row = Row(np.float32([1, 2]), 5)
     for i in range(7):
         store.add(f"{i:064x}", row)
-    assert len(cached_files(tmp_path)) == 2 and len(Cache(tmp_path, "key", 2).rows) == 6
+    assert len(cached_files(tmp_path)) == 2 and len(Cache(tmp_path, "key", 2).places) == 6
     monkeypatch.setattr(features, "SECONDS_PER_FILE", 0.0)
     store.add(f"{7:064x}", row)
-    again = Cache(tmp_path, "key", 2).rows
-    assert len(again) == 8 and again[f"{7:064x}"].look == 5 and again[f"{7:064x}"].values.tolist() == [1, 2]
+    again = Cache(tmp_path, "key", 2)
+    assert len(again.places) == 8 and again.get(f"{7:064x}").look == 5 and again.get(f"{7:064x}").values.tolist() == [1, 2]
 
 
 # ---- bad photos, and company

@@ -13,7 +13,8 @@ from minitl.features import Features
 from minitl.graph import INPUT, Graph
 from minitl.layers import Add, BatchNorm, Conv2D, DepthwiseConv2D, Dropout, ReLU6
 from minitl.model import find
-from minitl.training import SGD, Settings, fit, loss_and_accuracy, one_hot, train_step
+from minitl.optimisers import SGD, AdamW, schedule
+from minitl.training import Settings, class_weights, fit, loss_and_accuracy, mixed, one_hot, train_step
 
 
 def small_graph(dtype=np.float32, dropout=0.3):
@@ -95,8 +96,8 @@ def test_momentum_and_weight_decay_never_see_what_is_frozen():
     features, labels = images()
     for _ in range(3):
         train_step(graph, features.feeds(), one_hot(labels, 3), optimiser, 0.01, np.random.default_rng(0))
-    assert {node for node, _ in optimiser.velocity} == {"stem_bn", "dw", "dw_bn", "logits"}
-    velocity = optimiser.velocity["dw", "kernel"]
+    assert {node for node, _ in optimiser.slots["velocity"]} == {"stem_bn", "dw", "dw_bn", "logits"}
+    velocity = optimiser.slots["velocity"]["dw", "kernel"]
     assert np.all(velocity[..., [0, 2]] == 0) and np.all(velocity[..., [1, 3]] != 0) and velocity.dtype == np.float32
 
 
@@ -209,9 +210,9 @@ def test_the_rate_falls_along_half_a_cosine(monkeypatch):
     rates = []
     step = training.train_step
 
-    def spy(graph, feeds, targets, optimiser, rate, rng):
+    def spy(graph, feeds, targets, optimiser, rate, rng, **more):
         rates.append(rate)
-        return step(graph, feeds, targets, optimiser, rate, rng)
+        return step(graph, feeds, targets, optimiser, rate, rng, **more)
 
     monkeypatch.setattr(training, "train_step", spy)
     run(small_graph(), epochs=5, patience=5)  # 24 photos in batches of at most 7: 4 steps an epoch
@@ -274,8 +275,14 @@ def test_it_stops_when_nothing_gets_better(monkeypatch):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_is_an_error(monkeypatch, bad):
-    with pytest.raises(MinitlError, match=r"no longer a number in epoch 2.*smaller learning rate than 0\.05"):
-        course(monkeypatch, [1, bad, 1])
+    with pytest.raises(MinitlError, match=r"no longer a number in epoch 1.*smaller learning rate than 0\.05"):
+        course(monkeypatch, [bad, 1, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_any_more_ends_the_training_and_keeps_the_best(monkeypatch, bad):
+    history, after, graph = course(monkeypatch, [2, 1, bad, 1])
+    assert history.diverged and history.best == 2 and len(history.epochs) == 2 and bits(graph) == after[1]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -307,10 +314,10 @@ def test_every_photo_is_seen_once_an_epoch(monkeypatch):
     rows = []
     take = Features.feeds
 
-    def spy(self, indices=slice(None)):
+    def spy(self, indices=slice(None), epoch=0):
         if isinstance(indices, np.ndarray):
             rows.append(indices)
-        return take(self, indices)
+        return take(self, indices, epoch)
 
     monkeypatch.setattr(Features, "feeds", spy)
     run(small_graph(), epochs=2, batch=5)
@@ -335,3 +342,99 @@ def test_loss_and_accuracy_of_a_worked_example():
     loss, accuracy = loss_and_accuracy(np.float32([[0, 0], [np.log(3), 0]]), np.array([0, 1]))
     assert abs(loss - (np.log(2) + np.log(4)) / 2) < 1e-6 and accuracy == 0.5
     assert one_hot(np.array([1, 0]), 3).tolist() == [[0, 1, 0], [1, 0, 0]]  # ties go to the first class
+
+
+# ---- stopping and going on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimiser": "adamw", "rate": 0.01}, {"average": 0.9, "mixup": 0.3, "warmup": 1.5}, {"smoothing": 0.1, "balance": True}],
+    ids=lambda changes: ",".join(changes) or "plain",
+)
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 9, 15])
+def test_a_training_that_is_continued_after_any_step_ends_with_the_same_bits(changes, stop):
+    settings = Settings(**{"epochs": 4, "batch": 7, "rate": 0.05, "decay": 0.01} | changes)
+    whole = small_graph()
+    expected = fit(whole, *images(), *images(12, 1), settings)
+
+    class Stop(Exception):
+        pass
+
+    steps, kept = [], []
+
+    def keep(state):
+        steps.append(state)
+        if len(steps) == stop:
+            kept.append(copy.deepcopy((state, graph.params)))
+            raise Stop
+
+    graph = small_graph()
+    with pytest.raises(Stop):
+        fit(graph, *images(), *images(12, 1), settings, keep=keep)
+    state, params = kept[0]
+    again = small_graph()
+    again.params = params
+    state.optimiser.graph = again
+    if state.average:
+        state.average.graph = again
+    history = fit(again, *images(), *images(12, 1), settings, state=state)
+    assert history == expected and bits(again) == bits(whole)
+
+
+def test_the_optimisers_obey_the_mask_and_the_factors():
+    for settings in ({"optimiser": "adamw"}, {"average": 0.5}, {"mixup": 0.2, "balance": True}):
+        graph = small_graph().freeze("stem").freeze("=dw", np.array([True, False, True, False]))
+        before = copy.deepcopy(graph.arrays())
+        run(graph, **settings)
+        for name, array in graph.arrays().items():
+            same = array == before[name]
+            assert same.all() == name.startswith("stem"), name
+            if name == "dw/kernel":
+                assert same[..., [0, 2]].all() and not same[..., [1, 3]].any()
+    graph = small_graph()
+    before = copy.deepcopy(graph.arrays())
+    fit(graph, *images(), *images(12, 1), Settings(epochs=1, rate=0.01), factors={"stem": 0.0})
+    after = graph.arrays()
+    assert np.array_equal(after["stem/kernel"], before["stem/kernel"]) and not np.array_equal(after["dw/kernel"], before["dw/kernel"])
+
+
+def test_adamw_is_the_one_of_torch():
+    torch = pytest.importorskip("torch")
+    graph = small_graph(np.float64)
+    for name in list(graph.params):
+        if name != "logits":
+            graph.freeze("=" + name)
+    p0 = {name: array.copy() for name, array in graph.params["logits"].items()}
+    twin = {name: torch.tensor(array, requires_grad=True) for name, array in p0.items()}
+    theirs = torch.optim.AdamW(
+        [{"params": [twin["kernel"]], "weight_decay": 0.1}, {"params": [twin["bias"]], "weight_decay": 0.0}], lr=0.01
+    )
+    ours, rng = AdamW(graph, 0.1), np.random.default_rng(0)
+    for _ in range(20):
+        grads = {name: rng.standard_normal(array.shape) for name, array in p0.items()}
+        ours.step({"logits": grads}, 0.01)
+        for name, p in twin.items():
+            p.grad = torch.tensor(grads[name])
+        theirs.step()
+    error = max(np.abs(graph.params["logits"][name] - p.detach().numpy()).max() for name, p in twin.items())
+    print(f"largest difference after 20 steps: {error:.1e}")
+    assert error < 1e-12
+
+
+def test_the_rate_rises_along_a_line_first():
+    rates = [schedule(done / 20, 5 / 20) for done in range(21)]
+    assert np.allclose(rates[:6], np.arange(6) / 5) and rates[20] < 1e-12 and np.all(np.diff(rates[5:]) < 0)
+
+
+def test_class_weights_make_classes_count_alike():
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    weights = class_weights(labels, 4)
+    assert np.allclose(np.bincount(labels, weights[labels], 4)[[0, 1, 3]], 10 / 3) and abs(weights[labels].mean() - 1) < 1e-6
+
+
+def test_mixing_keeps_sums_and_pairs():
+    rng = np.random.default_rng(0)
+    targets = one_hot(np.arange(6) % 3, 3)
+    feeds, mixed_targets = mixed({"x": targets.copy()}, targets, 0.4, rng)
+    assert np.array_equal(feeds["x"], mixed_targets) and np.allclose(mixed_targets.sum(axis=1), 1)
