@@ -11,7 +11,7 @@ from gradients import relative_error
 from peers import pytorch
 
 from minitl import kernels, reference
-from minitl.architectures import ARCHITECTURES, build, complete, feature_node
+from minitl.architectures import ARCHITECTURES, blocks, build, complete, feature_node
 from minitl.errors import MinitlError
 from minitl.layers import Add, BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, ReLU, ReLU6
 
@@ -364,3 +364,10 @@ def test_every_argument_of_every_network_is_tried_with_hostile_values():
 def test_unknown_networks_and_arguments_are_refused_with_the_known_ones(call, name, arguments, words):
     with pytest.raises(MinitlError, match=words):
         call(name, **arguments)
+
+
+@pytest.mark.parametrize(("architecture", "count"), [("mobilenet_v1", 15), ("mobilenet_v2", 20)])
+def test_blocks_cover_a_network_in_order(architecture, count):
+    found = blocks(architecture, alpha=0.25, classes=3)
+    assert [name for names in found.values() for name in names] == [node.name for node in build(architecture, alpha=0.25, classes=3).nodes]
+    assert len(found) == count and list(found)[-1] == "classifier" and found["classifier"][0] == feature_node(architecture)

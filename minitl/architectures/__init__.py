@@ -31,6 +31,13 @@ def feature_node(architecture: str, /, **arguments: Any) -> str:
     return feature
 
 
+def blocks(architecture: str, /, **arguments: Any) -> dict[str, list[str]]:
+    """{block: names of its nodes} from the image up; the last one, 'classifier', begins with the features."""
+    net = _blocks(architecture, arguments)
+    ends = [*list(net.starts.values())[1:], len(net.nodes)]
+    return {name: [node.name for node in net.nodes[start:end]] for (name, start), end in zip(net.starts.items(), ends, strict=True)}
+
+
 def complete(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with the defaults filled in: what a weights file records, so that a later default cannot change a network."""
     bound = _signature(architecture, arguments).bind(**arguments)

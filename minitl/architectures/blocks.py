@@ -78,6 +78,11 @@ class Blocks:
         self.epsilon, self.momentum = float(epsilon), float(momentum)
         self.nodes: list[Node] = []
         self.feature: str | None = None
+        self.starts: dict[str, int] = {}
+
+    def begin(self, block: str) -> None:
+        """What follows belongs to this block: a unit that is unfrozen as a whole, see architectures.blocks."""
+        self.starts[block] = len(self.nodes)
 
     def graph(self) -> Graph:
         """The graph of the nodes listed so far."""
@@ -115,6 +120,7 @@ class Blocks:
 
         A hidden layer is Dense, ReLU and Dropout: hidden_1, hidden_1_relu, hidden_1_dropout.
         """
+        self.begin("classifier")
         self.feature = self.add("global_average_pooling2d", GlobalAveragePool())
         if self.classes is not None:
             self.add("dropout", Dropout(float(self.dropout)))

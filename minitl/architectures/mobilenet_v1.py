@@ -37,8 +37,10 @@ def mobilenet_v1(
         use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding=padding, dropout=dropout, hidden=hidden,
     )  # fmt: skip
     stem_padding = "same" if padding == "keras" else padding
+    net.begin("conv1")
     net.conv("conv1", max(int(32 * alpha), 1), 3, 2, "conv1_bn", "conv1_relu", stem_padding)
     for i, (filters, stride) in enumerate(BLOCKS, start=1):
+        net.begin(f"block_{i}")
         net.depthwise(f"conv_dw_{i}", stride, f"conv_dw_{i}_bn", f"conv_dw_{i}_relu")
         net.conv(f"conv_pw_{i}", max(int(filters * alpha), 1), 1, 1, f"conv_pw_{i}_bn", f"conv_pw_{i}_relu")
     return net.classifier("conv_preds")

@@ -43,6 +43,7 @@ def mobilenet_v2(
         epsilon=epsilon, momentum=momentum, padding="same" if padding == "keras" else padding, dropout=dropout, hidden=hidden,
     )  # fmt: skip
     channels = divisible_by_8(32 * alpha)
+    net.begin("Conv1")
     net.conv("Conv1", channels, 3, 2, "bn_Conv1", "Conv1_relu")
     block = 0
     for expansion, filters, repeats, first_stride in BLOCKS:
@@ -51,6 +52,7 @@ def mobilenet_v2(
             name = f"block_{block}" if block else "expanded_conv"
             stride = first_stride if repeat == 0 else 1
             before = net.last
+            net.begin(name)
             if expansion > 1:
                 net.conv(f"{name}_expand", channels * expansion, 1, 1, f"{name}_expand_BN", f"{name}_expand_relu")
             net.depthwise(f"{name}_depthwise", stride, f"{name}_depthwise_BN", f"{name}_depthwise_relu")
@@ -58,5 +60,6 @@ def mobilenet_v2(
             if stride == 1 and filters == channels:
                 net.add(f"{name}_add", Add(), before, net.last)
             channels, block = filters, block + 1
+    net.begin("Conv_1")
     net.conv("Conv_1", divisible_by_8(1280 * alpha) if alpha > 1 else 1280, 1, 1, "Conv_1_bn", "out_relu")
     return net.classifier("predictions")
