@@ -94,7 +94,7 @@ IN_MEMORY = 1 << 30
 
 
 def large_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Array:
-    """An empty array, in memory or, above IN_MEMORY bytes, in a file that vanishes with the process; folder: None for the system's place."""
+    """An empty array, in memory or, above IN_MEMORY bytes, in a file that vanishes with the process. folder: None: the system's."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size <= IN_MEMORY:
         return np.empty(shape, dtype)

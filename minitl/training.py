@@ -73,9 +73,11 @@ class Settings:
 
 
 class Source(Protocol):
-    """Photos as a network's values; features.Features is one. ahead: batches to prepare in the background, for a source that is slow."""
+    """Photos as a network's values; features.Features is one."""
 
-    ahead: int
+    @property
+    def ahead(self) -> int:
+        """How many batches to prepare in the background: 0 unless the source is slow."""
 
     def __len__(self) -> int:
         """How many photos."""
