@@ -230,7 +230,7 @@ class Graph:
         last_reader = {name: node.name for node in needed for name in node.inputs}
         for node in needed:
             xs = [values[name] for name in node.inputs]
-            values[node.name], _ = node.layer.forward(ops, self.params.get(node.name, {}), xs, False, None)
+            values[node.name] = node.layer.forward(ops, self.params.get(node.name, {}), xs, False, None)[0]
             for name in node.inputs:
                 if last_reader[name] == node.name and name not in targets:
                     values.pop(name, None)
@@ -261,9 +261,9 @@ class Graph:
         for node in steps:
             xs = [values[name] for name in node.inputs]
             training = self.in_training(node.name)
-            values[node.name], cache = node.layer.forward(ops, self.params.get(node.name, {}), xs, training, rng)
-            if node.name in needing:
-                tape[node.name] = cache
+            values[node.name], tape[node.name] = node.layer.forward(ops, self.params.get(node.name, {}), xs, training, rng)
+            if node.name not in needing:
+                del tape[node.name]
             for name in node.inputs:
                 if last_reader[name] == node.name:
                     values.pop(name, None)

@@ -5,7 +5,8 @@ needs goes out as `cache` and comes back in; nothing is hidden on the object. `o
 reference.py (plain). In every parameter the last axis is the output channel, which is what a per-channel freeze mask selects.
 
 forward(ops, params, xs, training, rng) -> (y, cache)      xs: list of inputs; training: False, True or (C,) bool: which channels train
-backward(ops, params, dy, cache, need_dx) -> (dxs, grads)  dxs: one gradient per input, or [] where need_dx is False; grads: as params
+backward(ops, params, dy, cache, need_dx) -> (dxs, grads)  dxs: one gradient per input, or [] where need_dx is False; grads: as params,
+                                                           or {} where `training` was all False: then the cache holds no x for them
 
 Left out: anything about graphs (graph.py), updates (training.py), integers (quantize.py).
 """
@@ -120,13 +121,14 @@ class Conv2D(_Windowed):
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Convolve, then add the bias."""
         y = ops.conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]))
-        return _add_bias(ops, params, y), xs[0]
+        return _add_bias(ops, params, y), _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
-        """Kernel and bias gradients; dx on request."""
-        pads, hw = self.pads(cache.shape[1:]), cache.shape[1:3]
-        grads = _with_dbias(ops, params, dy, ops.conv2d_dkernel(cache, dy, self.strides, pads, self.window))
-        return [ops.conv2d_dx(dy, params["kernel"], self.strides, pads, hw)] if need_dx else [], grads
+        """Kernel and bias gradients, none where all is frozen; dx on request."""
+        x, shape = cache
+        pads = self.pads(shape[1:])
+        grads = {} if x is None else _with_dbias(ops, params, dy, ops.conv2d_dkernel(x, dy, self.strides, pads, self.window))
+        return [ops.conv2d_dx(dy, params["kernel"], self.strides, pads, shape[1:3])] if need_dx else [], grads
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,14 @@ class DepthwiseConv2D(_Windowed):
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Convolve each channel, then add the bias."""
         y = ops.depthwise_conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]))
-        return _add_bias(ops, params, y), xs[0]
+        return _add_bias(ops, params, y), _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
-        """Kernel and bias gradients; dx on request."""
-        pads, hw = self.pads(cache.shape[1:]), cache.shape[1:3]
-        grads = _with_dbias(ops, params, dy, ops.depthwise_conv2d_dkernel(cache, dy, self.strides, pads, self.window))
-        return [ops.depthwise_conv2d_dx(dy, params["kernel"], self.strides, pads, hw)] if need_dx else [], grads
+        """Kernel and bias gradients, none where all is frozen; dx on request."""
+        x, shape = cache
+        pads = self.pads(shape[1:])
+        grads = {} if x is None else _with_dbias(ops, params, dy, ops.depthwise_conv2d_dkernel(x, dy, self.strides, pads, self.window))
+        return [ops.depthwise_conv2d_dx(dy, params["kernel"], self.strides, pads, shape[1:3])] if need_dx else [], grads
 
 
 @dataclass(frozen=True)
@@ -180,11 +183,12 @@ class Dense(Layer):
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """x @ kernel + bias."""
-        return _add_bias(ops, params, ops.dense(xs[0], params["kernel"])), xs[0]
+        return _add_bias(ops, params, ops.dense(xs[0], params["kernel"])), _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
-        """Kernel and bias gradients; dx on request."""
-        grads = _with_dbias(ops, params, dy, ops.dense_dkernel(cache, dy))
+        """Kernel and bias gradients, none where all is frozen; dx on request."""
+        x, _ = cache
+        grads = {} if x is None else _with_dbias(ops, params, dy, ops.dense_dkernel(x, dy))
         return [ops.dense_dx(dy, params["kernel"])] if need_dx else [], grads
 
 
@@ -194,6 +198,11 @@ def _with_bias(kernel: Shape, use_bias: bool) -> dict[str, Shape]:
 
 def _add_bias(ops: ModuleType, params: Params, y: Array) -> Array:
     return ops.add_bias(y, params["bias"]) if "bias" in params else y
+
+
+def _kept(x: Array, training: Training) -> tuple[Array | None, Shape]:
+    """The cache: a kernel that is frozen gets no gradient, and then backward needs only the shape of x."""
+    return x if np.any(training) else None, x.shape
 
 
 def _with_dbias(ops: ModuleType, params: Params, dy: Array, dkernel: Array) -> Params:
@@ -228,11 +237,14 @@ class BatchNorm(Layer):
             batch_mean, batch_variance = ops.moments(x)
             mean, variance = np.where(from_batch, batch_mean, mean), np.where(from_batch, batch_variance, variance)
         y = ops.batch_norm(x, mean, variance, params["gamma"], params["beta"], self.epsilon)
-        return y, (x, mean, variance, from_batch)
+        return y, (x if from_batch.any() else None, mean, variance, from_batch)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
-        """The kernel computes everything in two passes, so dx comes in any case."""
+        """The kernel computes everything in two passes, so dx comes in any case. All frozen, it is a fixed scale and needs no x."""
         x, mean, variance, from_batch = cache
+        if x is None:
+            zero = np.zeros_like(mean)
+            return [ops.batch_norm(dy, zero, variance, params["gamma"], zero, self.epsilon)] if need_dx else [], {}
         dx, dgamma, dbeta = ops.batch_norm_backward(dy, x, mean, variance, params["gamma"], self.epsilon, from_batch)
         return [dx] if need_dx else [], {"gamma": dgamma, "beta": dbeta}
 

@@ -94,7 +94,7 @@ def test_gradients_of_every_layer_agree_with_finite_differences(ops, layer, shap
     y, cache = forward()
     dy = np.random.default_rng(2).standard_normal(y.shape)
     dxs, grads = layer.backward(ops, params, dy, cache, True)
-    assert len(dxs) == len(xs) and set(grads) == set(layer.trainable) & set(params)
+    assert len(dxs) == len(xs) and set(grads) == (set(layer.trainable) & set(params) if np.any(training) else set())
 
     def loss():
         return float((forward()[0] * dy).sum())
@@ -114,6 +114,31 @@ def test_without_need_dx_the_parameters_get_the_same_gradients_and_the_inputs_no
     dxs, without = layer.backward(ops, params, y, cache, False)
     assert dxs == [] and without.keys() == with_dx.keys()
     assert all(np.array_equal(without[name], with_dx[name]) for name in with_dx)
+
+
+FROZEN_CASES = [(layer, shapes) for layer, shapes, training in CASES if layer.trainable and training is True]
+
+
+@both
+@pytest.mark.parametrize(("layer", "shapes"), FROZEN_CASES, ids=[type(layer).__name__ for layer, _ in FROZEN_CASES])
+def test_a_frozen_layer_keeps_no_input_gets_no_gradient_and_passes_the_one_of_its_input_on(ops, layer, shapes):
+    xs, params = distinct_inputs(shapes), parameters(layer, shapes)
+    y, frozen = layer.forward(ops, params, xs, False, None)
+    assert not any(isinstance(part, np.ndarray) and part.size >= xs[0].size for part in frozen), "the input is not needed"
+    dxs, grads = layer.backward(ops, params, y, frozen, True)
+    assert grads == {} and layer.backward(ops, params, y, frozen, False) == ([], {})
+
+    def loss():
+        return float((layer.forward(ops, params, xs, False, None)[0] * y).sum())
+
+    error = relative_error(dxs[0], finite_differences(loss, xs[0]))
+    print(f"{error:.1e}")
+    assert error < 1e-6
+    half = np.arange(y.shape[-1]) % 2 == 0  # partly frozen: the trained channels need x, and get the gradient of a trained layer
+    if half.any() and not half.all() and not isinstance(layer, BatchNorm):
+        found = layer.backward(ops, params, y, layer.forward(ops, params, xs, half, None)[1], False)[1]
+        whole = layer.backward(ops, params, y, layer.forward(ops, params, xs, True, None)[1], False)[1]
+        assert found.keys() == whole.keys() and all(np.array_equal(found[name], whole[name]) for name in whole)
 
 
 @both
