@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from . import emit_c, memory
+from .drawing import BLUE, GREY, INK, MARGIN, ORANGE, PALE, RED, RULE, WIDTH, Colour, Page, nice_ticks, percent, shortened
 from .graph import INPUT, Graph
 from .integer import IntegerGraph, Op, Weighted
 from .memory import IMAGE, SCRATCH, Plan
-from .report import BLUE, GREY, INK, MARGIN, ORANGE, PALE, RED, RULE, WIDTH, Colour, Page, nice_ticks, percent, shortened
 
 Row = dict[str, Any]
 """Keys: op (its number), name, kind, shape (of the output), macs, kernel_bytes (the weights), other_bytes (all else that the header has
