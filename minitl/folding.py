@@ -6,25 +6,61 @@ While a network is only used, a BatchNorm is a fixed scale and shift per channel
     kernel' = kernel * s        bias' = (bias - mean) * s + beta        s = gamma / sqrt(variance + epsilon)
 
 In: a Graph with parameters. Out: another Graph, nothing shared is changed. Nodes keep their names; those that vanish are replaced by
-what they read. Left out: activations, which stay nodes of their own until quantize.py turns them into a clamp.
+what they read. fold() does it to a whole network, frozen_part() to what training does not change. Left out: activations, which stay
+nodes of their own until quantize.py turns them into a clamp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from .graph import Graph, Node
-from .layers import BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, Params
+from .graph import INPUT, Graph, Node
+from .layers import Array, BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, Params
 
 Foldable = Conv2D | DepthwiseConv2D | Dense
 
 
 def fold(graph: Graph) -> Graph:
     """The same function of the image, in fewer nodes. A BatchNorm without a convolution to fold into becomes a 1x1 depthwise one."""
-    graph = _without_dropout(graph)
-    readers = count_readers(graph)
+    folded, names = _folded(graph, [graph.output])
+    assert folded.output == names[graph.output], "the output of a graph is its last node"
+    return folded
+
+
+class FrozenPart(NamedTuple):
+    """What training does not change, folded. names: {value at the border: the node of `graph` that has this value}."""
+
+    graph: Graph
+    names: dict[str, str]
+
+    def values(self, images: Array, at_once: int = 1) -> dict[str, Array]:
+        """(N, H, W, C) -> {border: (N, ...)}, a few images at a time: no faster with more, and memory for few is enough."""
+        starts = range(0, len(images), at_once)
+        values = {name: np.empty((len(images), *self.graph.shapes[at]), images.dtype) for name, at in self.names.items() if at != INPUT}
+        for chunk in (slice(start, start + at_once) for start in starts if values):
+            found = self.graph.evaluate(images[chunk], self.names.values())
+            for name, array in values.items():
+                array[chunk] = found[self.names[name]]
+        return {name: values.get(name, images) for name in self.names}
+
+
+def frozen_part(graph: Graph) -> FrozenPart:
+    """The frozen prefix of a graph as fast inference: its values at graph.border() equal those of graph.evaluate() up to rounding."""
+    border = graph.border()
+    part = Graph(graph.ancestors(set(border), {INPUT}), graph.input_shape)
+    part.params = graph.params
+    return FrozenPart(*_folded(part, border))
+
+
+def _folded(graph: Graph, wanted: Iterable[str]) -> tuple[Graph, dict[str, str]]:
+    """Fold, but keep the values of the wanted nodes: -> the folded graph, {wanted: the node of it that has this value}."""
+    graph, without = _without_dropout(graph)
+    names = {name: without.get(name, name) for name in wanted}
+    readers = count_readers(graph, names.values())
     nodes: dict[str, Node] = {}
     params: dict[str, Params] = {}
     alias: dict[str, str] = {}  # vanished node -> the node that now has its value
@@ -47,15 +83,13 @@ def fold(graph: Graph) -> Graph:
             nodes[node.name] = replace(node, inputs=inputs)
             if of_node:
                 params[node.name] = of_node
-    output = alias.get(graph.output, graph.output)
-    assert list(nodes)[-1] == output, "the output of a graph is its last node"
     folded = Graph(nodes.values(), graph.input_shape)
     folded.params = params
-    return folded
+    return folded, {name: alias.get(at, at) for name, at in names.items()}
 
 
-def _without_dropout(graph: Graph) -> Graph:
-    """The same graph where whoever read a Dropout reads what the Dropout read; done first, so that readers are counted right."""
+def _without_dropout(graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """Whoever read a Dropout reads what it read; done first, so that readers are counted right. -> the graph, {Dropout: what it read}."""
     alias: dict[str, str] = {}
     nodes = []
     for node in graph.nodes:
@@ -64,17 +98,17 @@ def _without_dropout(graph: Graph) -> Graph:
             alias[node.name] = inputs[0]
         else:
             nodes.append(replace(node, inputs=inputs))
-    assert nodes[-1].name == alias.get(graph.output, graph.output), "the output of a graph is its last node"
     copy = Graph(nodes, graph.input_shape)
     copy.params = graph.params
-    return copy
+    return copy, alias
 
 
-def count_readers(graph: Graph) -> dict[str, int]:
-    """How many inputs read each value; the output of the graph has one reader more, the user."""
+def count_readers(graph: Graph, wanted: Iterable[str] | None = None) -> dict[str, int]:
+    """How many inputs read each value; the wanted ones (default: the output) have one reader more each, the user."""
     readers = dict.fromkeys(graph.shapes, 0)
     for node in graph.nodes:
         for name in node.inputs:
             readers[name] += 1
-    readers[graph.output] += 1
+    for name in [graph.output] if wanted is None else wanted:
+        readers[name] += 1
     return readers

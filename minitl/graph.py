@@ -226,7 +226,7 @@ class Graph:
         for name in targets:
             if name not in self.shapes:
                 self[name]  # raises, with suggestions
-        needed = self._ancestors(set(targets), set(values))
+        needed = self.ancestors(set(targets), set(values))
         last_reader = {name: node.name for node in needed for name in node.inputs}
         for node in needed:
             xs = [values[name] for name in node.inputs]
@@ -236,7 +236,7 @@ class Graph:
                     values.pop(name, None)
         return {name: values[name] for name in targets}
 
-    def _ancestors(self, targets: set[str], given: set[str]) -> list[Node]:
+    def ancestors(self, targets: set[str], given: set[str]) -> list[Node]:
         """The nodes to compute for the targets, in order, when the values of `given` are known."""
         wanted = targets - given
         for node in reversed(self.nodes):
@@ -256,7 +256,7 @@ class Graph:
         needing = self.needs_gradient()
         assert not needing & values.keys(), "a value that training changes was fed"
         tape: Tape = {}
-        steps = self._ancestors({self.output}, set(values))
+        steps = self.ancestors({self.output}, set(values))
         last_reader = {name: node.name for node in steps for name in node.inputs}
         for node in steps:
             xs = [values[name] for name in node.inputs]
