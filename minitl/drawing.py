@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ class Page:
     def paragraph(self, text: str, fill: Colour = INK, x: float = MARGIN, width: float = WIDTH - 2 * MARGIN) -> None:
         """Text at `y` on as many lines as it needs."""
         line = ""
-        for word in legible(text).split():
+        for word in re.split(r"\s+(?!%)", legible(text).strip()):
             longer = f"{line} {word}" if line else word
             if line and measure(longer, 14) > width:
                 self.text(x, self.y, line, 14, fill, width=width)
@@ -277,7 +278,7 @@ def draw_chart(sheet: Sheet, chart: Chart, x: float, y: float, width: float) -> 
         if k:
             sheet.line([(a, upper - 18), (a, lower)], GREY)
         if b - a > 40:
-            sheet.text(a + 4, upper - 17, name, 12, GREY, "la", b - a - 8)
+            sheet.text(a + 4, upper - 19, name, 12, GREY, "la", b - a - 8)
     if chart.marked is not None and first <= chart.marked <= last:
         place = at(chart.marked, low)[0]
         sheet.line([(place, upper), (place, lower)], GREY, dashed=True)
@@ -332,12 +333,9 @@ class Bar:
     title: str
 
 
-BARS = 250
-"""Height of a row of bars with the names of its groups."""
-
-
-def draw_bars(sheet: Sheet, bars: Sequence[Bar], x: float, y: float, width: float) -> None:
-    """Bars side by side, each group named below; a bar that is not filled is pale, with an outline."""
+def draw_bars(sheet: Sheet, bars: Sequence[Bar], x: float, y: float, width: float) -> float:
+    """Bars side by side, each group named below; a bar that is not filled is pale, with an outline. Returns where the names end."""
+    end = y + 188
     lower, step = y + 160, min(width / max(len(bars), 1), 40.0)
     start = 0
     for k, bar in enumerate(bars):
@@ -352,9 +350,11 @@ def draw_bars(sheet: Sheet, bars: Sequence[Bar], x: float, y: float, width: floa
             if measure(legible(bar.group), 12) <= b - a:
                 sheet.text((a + b) / 2, lower + 10, bar.group, 12, INK, "ma")
             elif b - a >= 11:
-                length = min(measure(shortened(legible(bar.group), 12, 80), 12), 80)
-                sheet.upright((a + b) / 2, lower + 12 + length, bar.group, 12, 80)
+                bottom = lower + 12 + measure(shortened(legible(bar.group), 12, 90), 12)
+                sheet.upright((a + b) / 2, bottom, bar.group, 12, 90)
+                end = max(end, bottom)
             start = k + 1
+    return end
 
 
 RELIABILITY = 340
@@ -390,7 +390,7 @@ def draw_reliability(sheet: Sheet, bins: Sequence[tuple[float, float, int, float
         sheet.line([(middle, at(0, down)[1]), (middle, at(0, up)[1])], INK, 1.2)
         sheet.box(x0 + 1, lower + 60 - 32 * count / most, x1 - 1, lower + 60, GREY, None, title)
         sheet.text(middle, lower + 64, f"{count:,}", 11, GREY, "ma")
-    sheet.line([at(0, 0), at(1, 1)], GREY, dashed=True)
+    sheet.line([at(0, 0), at(1, 1)], INK, dashed=True)
     sheet.line([(left, lower), (right, lower)], GREY)
     sheet.text(left - 8, lower + 54, "photos", 12, GREY, "rm")
 

@@ -35,7 +35,6 @@ import numpy as np
 from PIL import Image
 
 from .drawing import (
-    BARS,
     BLUE,
     CHART,
     GREY,
@@ -201,8 +200,7 @@ def tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     val, seconds, peak = report["val"], report.get("seconds", {}), (report.get("memory") or {}).get("peak_bytes")
     found = [(percent(val["float"]["accuracy"]), "validation accuracy, float")]
     found.append((percent(val["int8"]["accuracy"]) if val.get("int8") else "-", "validation accuracy, int8"))
-    training = report.get("facts", {}).get("training photos")
-    found.append((f"{val['count']:,}", f"validation photos, {training:,} to train" if isinstance(training, int) else "validation photos"))
+    found.append((f"{val['count']:,}", "validation photos"))
     found.append((f"{len(report['classes']):,}", "classes"))
     if "all" in seconds:
         found.append((duration(seconds["all"]), f"in all, {duration(seconds['training'])} training" if "training" in seconds else "in all"))
@@ -544,7 +542,7 @@ def _draw_curves(page: Page, report: Mapping[str, Any]) -> None:
         draw_chart(page, chart, MARGIN + k * (width + 40), page.y, width)
     page.y += CHART
     if table := phase_table(report):
-        page.y += 4
+        page.y += 14
         _draw_table(page, table, MARGIN, WIDTH - 2 * MARGIN)
 
 
@@ -553,7 +551,7 @@ def _draw_choice(page: Page, report: Mapping[str, Any]) -> None:
     table, chart = auto_table(report), learning_chart(report)
     if table:
         page.heading("How much to train", "tried on this data set before training; the lines are the uncertainty")
-        upper, width = page.y, COLUMN if chart else WIDTH - 2 * MARGIN
+        upper, width = page.y, 640 if chart else WIDTH - 2 * MARGIN
         _draw_table(page, table, MARGIN, width)
         page.y += 8
         for sentence in report["auto"].get("sentences") or []:
@@ -562,9 +560,11 @@ def _draw_choice(page: Page, report: Mapping[str, Any]) -> None:
         if not table:
             page.heading("Would more photos help?", "the classifier alone, trained on fewer photos")
             upper = page.y
-        draw_chart(page, chart, MARGIN + (COLUMN + 40 if table else 0), upper, COLUMN)
-        lower, page.y = page.y, upper + (CHART if table else 120)
-        page.paragraph(learning_sentence(report), GREY, MARGIN + COLUMN + 40, COLUMN)
+        x = MARGIN + (680 if table else 0)
+        draw_chart(page, chart, x, upper, WIDTH - MARGIN - x if table else COLUMN)
+        lower, page.y = page.y, upper + (CHART + 10 if table else 40)
+        at = x if table else MARGIN + COLUMN + 40
+        page.paragraph(learning_sentence(report), GREY, at, WIDTH - MARGIN - at)
         page.y = max(lower, page.y, upper + CHART)
 
 
@@ -687,7 +687,7 @@ def _draw_reliability(page: Page, calibration: Mapping[str, Any] | None) -> None
     """The reliability diagram, and what it says."""
     if not calibration:
         return
-    page.heading("How sure, how right", "across: how sure an answer is, in %; up: how many of those are right, in %")
+    page.heading("Reliability", RELIABILITY_NOTE)
     upper, at = page.y, MARGIN + COLUMN + 40
     draw_reliability(page, reliability_bins(calibration), MARGIN, upper, COLUMN)
     page.y += 20
@@ -703,6 +703,7 @@ def _draw_reliability(page: Page, calibration: Mapping[str, Any] | None) -> None
     page.y = round(upper + RELIABILITY - 8)
 
 
+RELIABILITY_NOTE = "across: how sure an answer is, in %; up: how many of those are right, in %"
 RELIABILITY_MARKS = (
     ("bar", "how many of these answers are right"), ("red", "missing: the answers were surer than right"),
     ("orange", "to spare: the answers were right more often than they were sure"),
@@ -728,8 +729,7 @@ def _draw_layers(page: Page, layers: Sequence[Mapping[str, Any]]) -> None:
             page.box(x, page.y + 9, x + 14, page.y + 16, BLUE)
         x += round(page.text(x + 22, page.y, text, 13, GREY)) + 50
     page.y += 22
-    draw_bars(page, bars, MARGIN, page.y, WIDTH - 2 * MARGIN)
-    page.y += BARS
+    page.y = round(draw_bars(page, bars, MARGIN, page.y, WIDTH - 2 * MARGIN))
 
 
 def _draw_neither(page: Page, report: Mapping[str, Any]) -> None:
