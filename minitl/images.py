@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import MinitlError
 from .files import printable
@@ -235,6 +235,14 @@ def read_photo(source: str | os.PathLike[str] | bytes, recipe: Recipe, name: str
     if orientation in _TRANSPOSES:  # after the resize: the box is centred, so turning first gives the same, more slowly
         small = small.transpose(_TRANSPOSES[orientation])
     return np.array(small)
+
+
+def aspect(data: bytes) -> float:
+    """Width / height of a photo once it is upright, from the bytes of one that read_photo() took."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        width, height = picture.size
+        turned = _orientation(picture) >= 5 and not isinstance(picture, TiffImagePlugin.TiffImageFile)  # Pillow turns a TIFF itself
+        return height / width if turned else width / height
 
 
 def _decode(data: bytes, recipe: Recipe) -> tuple[Image.Image, tuple[float, float, float, float], int]:

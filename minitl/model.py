@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from . import constant_channels, emit_c, importers, kernels, weights
-from .architectures import build, complete, feature_node
+from .architectures import blocks, build, complete, feature_node
 from .constant_channels import Removal
 from .emit_c import About, Figures, Header
 from .errors import MinitlError
@@ -136,18 +136,49 @@ class Model:
 
     # ---- how it changes
 
-    def freeze(self, what: str = "all") -> Model:
+    def freeze(self, what: str = "all", more: bool = False) -> Model:
         """'all': everything but the classifier; 'none': nothing; a layer: everything up to it; or a pattern of Graph.match.
 
-        Replaces the mask that was there. Returns self.
+        Several may be given, with commas between. Replaces the mask that was there, unless `more` is asked for. Returns self.
         """
-        self.graph.frozen = {}
-        if what == "all":
-            self.graph.freeze(".." + self.feature_node)
-        elif what != "none":
-            plain = not re.search(r"[*?\[=]|^\.\.", what)
-            self.graph.freeze(".." + what if plain else what)
+        if not more:
+            self.graph.frozen = {}
+        for part in what.split(","):
+            if part == "all":
+                self.graph.freeze(".." + self.feature_node)
+            elif part != "none":
+                plain = not re.search(r"[*?\[=]|^\.\.", part)
+                self.graph.freeze(".." + part if plain else part)
         return self
+
+    def unfreeze(self, what: str = "all") -> Model:
+        """'all': everything; a number: so many blocks of the backbone, counted from the classifier; a layer or a block: from it on.
+
+        What lies below stays as it is. Returns self.
+        """
+        names, blocks = [node.name for node in self.graph.nodes], self.blocks()
+        most = len(blocks) - 1
+        if what == "all":
+            first = names[0]
+        elif what.isascii() and what.isdigit():
+            if not 1 <= int(what) <= most:
+                raise MinitlError(f"the backbone has {most} blocks, {', '.join(list(blocks)[:-1])}: expected 1 to {most}, found {what}")
+            first = list(blocks.values())[-1 - int(what)][0]
+        else:
+            first = blocks[what][0] if what in blocks else self.graph.match(what)[0]
+        for name in names[names.index(first) :]:
+            self.graph.frozen.pop(name, None)
+        return self
+
+    def blocks(self) -> dict[str, list[str]]:
+        """{block: its layers} from the image up; the last one is the classifier with the features that it reads."""
+        return blocks(self._weights.architecture, **self._weights.arguments)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the weights are more than random numbers, as far as their origin says."""
+        origin = self.provenance.get("backbone", self.provenance)
+        return "training" in self.provenance or not str(origin.get("source", "") if isinstance(origin, dict) else "").startswith("random")
 
     def replace_head(self, classes: Sequence[str], seed: int = 0, dropout: float = 0.0, hidden: Sequence[int] = ()) -> Model:
         """A new model with the same backbone and a fresh classifier for these classes; its numbers are drawn from the seed.

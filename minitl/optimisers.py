@@ -88,13 +88,15 @@ class AdamW(Optimiser):
         return p - real(rate) * (direction + real(decay) * p), (m, v)
 
 
-def schedule(done: float, warmup: float) -> float:
+def schedule(done: float, warmup: float, step: float = 0.0) -> float:
     """The share of the rate after `done` (0..1) of all steps: a line up to 1 for the first `warmup` (0..1), then half a cosine to 0.
+
+    step: one step's share of all, so that the very first does not stand still.
 
     Loshchilov and Hutter 2017, arXiv:1608.03983; the line: Goyal et al. 2017, arXiv:1706.02677.
     """
     if done < warmup:
-        return done / warmup
+        return min((done + step) / warmup, 1.0)
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 

@@ -240,7 +240,8 @@ def fit(
             weights = None if counts is None else counts[chosen]
             if settings.smoothing:
                 wanted = wanted * np.float32(1 - settings.smoothing) + np.float32(settings.smoothing / classes)
-            rate = settings.rate * schedule((epoch - 1 + at.step / batches) / settings.epochs, settings.warmup / settings.epochs)
+            done, one = (epoch - 1 + at.step / batches) / settings.epochs, 1 / (batches * settings.epochs)
+            rate = settings.rate * schedule(done, settings.warmup / settings.epochs, one)
             logits, losses = train_step(graph, feeds, wanted, at.optimiser, rate, rng, weights=weights)
             if at.average:
                 at.average.step()

@@ -7,16 +7,20 @@ carries what is to be said.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import training
+from .augment import Augmentation
+from .checkpoints import Checkpoint
 from .errors import MinitlError
 from .features import Extraction, Features, Progress, extract
 from .files import printable
@@ -25,8 +29,12 @@ from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Deployment, Model
-from .report import confusion_matrix, worst_mistakes
-from .training import Epoch, History, Settings, check_trainable
+from .pictures import CHANGED, Pictures, Views, read_pictures
+from .report import confusion_matrix, nearest_training, reliability, worst_mistakes
+from .training import Epoch, History, Settings, Source, check_trainable
+from .version import __version__
+
+NOTHING = Augmentation()
 
 HEAD = Settings(decay=3e-2)
 """For a fresh classifier on fixed features; its rate comes from HEAD_STEP, unless it is given. Four pairs were tried, (10, 1e-2),
@@ -39,9 +47,11 @@ HEAD_STEP = 10.0
 backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800).
 Lengths below 1 count as 1: with a larger rate the weight decay would overshoot."""
 
-DEEP = Settings(rate=5e-4, decay=1e-4)
-"""For training that changes the layers of the backbone, once the classifier has been trained: a rate so small that what they know is
-not washed away."""
+DEEP = Settings(epochs=20, rate=0.01, decay=1e-4, warmup=1.0)
+"""For training that changes the layers of the backbone, once the classifier has been trained."""
+
+SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
+"""For a network whose weights are random."""
 
 
 @dataclass
@@ -117,11 +127,13 @@ def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], 
 
 @dataclass
 class Run:
-    """What a run leaves: the model, the report, and the validation photos."""
+    """What a run leaves: the model, the report, the photos of both parts, and the checkpoint, to be removed once all is written."""
 
     model: Model
     report: dict[str, Any]
     val: list[Item]
+    train: list[Item]
+    checkpoint: Checkpoint
 
 
 def choose_photos(photos: str | Path, val: str | None) -> tuple[Listing, float]:
@@ -146,28 +158,118 @@ def train(
     *,
     val: str | None = None,
     freeze: str = "all",
-    cache: Path | None = None,
-    notify: Notify | None = None,
-    **settings: Any,
+    fine_tune: str | None = None,
+    hidden: Sequence[int] = (),
+    dropout: float = 0.0,
+    **options: Any,
 ) -> Run:
-    """Train a new classifier, and what `freeze` leaves trainable, on a folder of photos.
+    """Train a new classifier, and as much of the backbone as is asked for, on a folder of photos.
 
     photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder. freeze: as Model.freeze.
-    The rest as in fit(). Raises MinitlError for anything wrong with the photos.
+    fine_tune: as Model.unfreeze: the classifier first, then this, too; what `freeze` says beside 'all' stays frozen all the same.
+    hidden, dropout: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
     """
-    replace(HEAD, **settings)  # raises before anything is read
+    settings_of(HEAD, options)  # raises before anything is read
     listing, fraction = choose_photos(photos, val)
-    model = backbone.replace_head(listing.classes, settings.get("seed", 0)).freeze(freeze)
-    return fit(model, listing, fraction=fraction, cache=cache, notify=notify, **settings)
+    model = backbone.replace_head(listing.classes, options.get("seed", 0), dropout, hidden).freeze(freeze if fine_tune is None else "all")
+    if fine_tune is not None:
+        model.unfreeze(fine_tune)
+        if freeze not in ("all", "none"):
+            model.freeze(freeze, more=True)
+    return fit(model, listing, fraction=fraction, **options)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a run. frozen: the mask; epochs that it keeps must beat the loss before it, unless it is the first."""
+
+    name: str
+    frozen: dict[str, bool | Array]
+    settings: Settings
+    augmentation: Augmentation = NOTHING
+
+
+def settings_of(base: Settings, options: Mapping[str, Any]) -> Settings:
+    """The settings with what is given among the options; a warm-up that is not takes a quarter of the epochs at most."""
+    names = {field.name for field in fields(Settings)}
+    given = {name: value for name, value in options.items() if name in names}
+    epochs = given.get("epochs")
+    if "warmup" not in given and isinstance(epochs, int) and epochs > 0:
+        given["warmup"] = min(base.warmup, epochs / 4)
+    return replace(base, **given)
+
+
+def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None = None, gradual: bool = False) -> list[Phase]:
+    """The trainings that lead to the mask of `model`: the classifier alone, then more, at once or (gradual) block by block from the top.
+
+    options: settings of the last training; the classifier before it has its own, but for seed and batch. augment: None for the usual,
+    which is nothing for a classifier on fixed features (measured: it gains nothing there) and Augmentation.parse('default') for more.
+    """
+    graph, last = model.graph, dict(model.graph.frozen)
+    head_only = model.feature_node in graph.frozen_prefix()
+    usual = NOTHING if head_only else Augmentation.parse("default")
+    chosen = usual if augment is None else augment
+    if head_only:
+        return [Phase("classifier", last, settings_of(HEAD, options), chosen)]
+    if not model.pretrained:
+        return [Phase("from random weights", last, settings_of(SCRATCH, options), chosen)]
+    head = settings_of(HEAD, {name: value for name, value in options.items() if name in ("seed", "batch", "balance")})
+    masks = [("fine-tuning", last)]
+    if gradual:
+        blocks = model.blocks()
+        moving = [node for node in graph.params if not is_frozen(last, node)]
+        deeper = [name for name in reversed(list(blocks)[:-1]) if set(moving) & set(blocks[name])]
+        masks = []
+        for i in range(1, len(deeper) + 1):
+            below: dict[str, bool | Array] = {
+                node: True for name in blocks if name not in deeper[:i] and name != "classifier" for node in blocks[name]
+            }
+            masks.append((f"down to {deeper[i - 1]}", last | below))
+    settings = settings_of(DEEP, options)
+    each = settings_of(settings, {"epochs": max(settings.epochs // len(masks), 1)})
+    return [Phase("classifier", head_mask(model, last), head), *(Phase(name, mask, each, chosen) for name, mask in masks)]
+
+
+def is_frozen(mask: Mapping[str, bool | Array], node: str) -> bool:
+    """Whether all channels of a node are frozen."""
+    return bool(np.all(mask.get(node, False)))
+
+
+def head_mask(model: Model, mask: Mapping[str, bool | Array]) -> dict[str, bool | Array]:
+    """The mask, with everything up to the features frozen as well."""
+    return dict(mask) | dict.fromkeys(model.graph.match(".." + model.feature_node), True)
+
+
+def rate_factors(model: Model, layer_decay: float) -> dict[str, float]:
+    """{node: share of the learning rate}: each block of the backbone takes layer_decay times that of the one above it.
+
+    Howard and Ruder 2018, arXiv:1801.06146, section 3.2; the classifier takes all.
+    """
+    if layer_decay == 1:
+        return {}
+    blocks = list(model.blocks().values())
+    return {node: layer_decay**depth for depth, nodes in enumerate(reversed(blocks)) for node in nodes}
 
 
 def fit(
-    model: Model, listing: Listing, *, fraction: float = 0.2, cache: Path | None = None, notify: Notify | None = None, **settings: Any
+    model: Model,
+    listing: Listing,
+    *,
+    fraction: float = 0.2,
+    cache: Path | None = None,
+    notify: Notify | None = None,
+    augment: Augmentation | None = None,
+    gradual: bool = False,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    **options: Any,
 ) -> Run:
     """Train what is not frozen in `model`, in place, on the photos of a folder; calibrate int8; measure both networks.
 
     fraction: share of each class for validation, where the listing is not divided. cache: folder for features, None to keep none.
-    settings: epochs, seed, ... of training.Settings, instead of HEAD or DEEP. Raises MinitlError for anything wrong with the photos.
+    augment, gradual: see plan(). checkpoint: file to save the state in, now and then and at Ctrl-C; resume: go on from it.
+    options: epochs, seed, ... of training.Settings, instead of those of HEAD, DEEP or SCRATCH.
+    Raises MinitlError for anything wrong with the photos.
     """
     notify, started = notify or Notify(), time.monotonic()
     notes: list[str] = []
@@ -182,42 +284,189 @@ def fit(
         raise MinitlError(f"the model answers {', '.join(model.classes)}, the photos show {', '.join(listing.classes)}: use replace_head")
     for line in listing.notes:
         note(line)
-    head_only = model.feature_node in model.graph.frozen_prefix()
-    chosen = replace(HEAD if head_only else DEEP, **settings)
-
-    found = extract(model.graph, model.recipe, [item.path for item in listing.items], cache, notify.photos)
-    if found.cache_problem:
-        note(f"features are not kept: {found.cache_problem}")
-    photos_done = time.monotonic()
-    items = [listing.items[i] for i in found.kept]
-    names = {item.path: item.name for item in listing.items}
-    skipped = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
-    skipped += [{"file": names[path], "reason": reason} for path, reason in found.skipped]
-    labels = np.array([item.label for item in items])
-    in_val = divide(items, labels, found, fraction, listing.classes, note)
-    check_photos(labels, in_val, listing.classes, skipped)
-    train_at, val_at = np.flatnonzero(~in_val), np.flatnonzero(in_val)
-    train_features, val_features = found.features.take(train_at), found.features.take(val_at)
-    if head_only and "rate" not in settings:
-        chosen = head_settings(chosen, train_features)
+    phases, mask = plan(model, options, augment, gradual), dict(model.graph.frozen)
+    photos = Photos(model, phases, cache, notify)
+    photos.read(listing, fraction, note)
+    depends = {
+        "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),
+        "weights": model.content().content_hash(),
+        "settings": hashed([(phase.name, phase.settings, str(phase.augmentation)) for phase in phases], __version__),
+    }
+    kept = Checkpoint(checkpoint, depends, resume)
+    if resume:
+        note(f"going on from {checkpoint}" if kept.resumed else "there is no checkpoint to go on from: beginning anew")
+    epochs: list[Epoch] = []
+    history, described = History([]), []
     baseline = math.inf
-    if not head_only and "rate" not in settings:
-        notify.say("training the classifier alone first, then all that is not frozen")
-        baseline = head_first(model, [item.path for item in items], labels, train_at, val_at, replace(HEAD, **settings), cache, notify)
-    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch, baseline)
+    for number, phase in enumerate(phases):
+        phase_started = time.monotonic()
+        model.graph.frozen = dict(phase.frozen)
+        if len(phases) > 1 or phase.augmentation != NOTHING:
+            notify.say(f"training {number + 1} of {len(phases)}: {phase.name}, {describe_freeze(model)} frozen")
+        chosen, history = photos.train(number, phase, kept, baseline, "rate" in options and number == len(phases) - 1)
+        if history.diverged:
+            note(f"{phase.name}: the loss was no longer a number after {len(history.epochs)} epochs; what was best before is kept; "
+                 f"a smaller rate than {chosen.rate:g} may do better")  # fmt: skip
+        best = [line.val_loss for line in history.epochs if line.epoch == history.best]
+        baseline = min([baseline, *best])
+        described.append(
+            {
+                "name": phase.name,
+                "first_epoch": len(epochs) + 1,
+                "last_epoch": len(epochs) + len(history.epochs),
+                "best_epoch": len(epochs) + history.best if history.best else 0,
+                "frozen": describe_freeze(model),
+                "rate": chosen.rate,
+                "augmentation": str(phase.augmentation),
+                "settings": asdict(chosen),
+                "seconds": round(time.monotonic() - phase_started, 2),
+            }
+        )
+        epochs += [replace(line, epoch=len(epochs) + i) for i, line in enumerate(history.epochs, start=1)]
+    model.graph.frozen = mask
     fit_done = time.monotonic()
+    if kept.problem:
+        note(f"the run could not be saved on its way: {kept.problem}")
 
     notify.say("calibrating int8 and measuring both networks on the validation photos")
-    calibrate(model, [items[i] for i in train_at], [found.digests[i] for i in train_at])
+    items, train_at, val_at = photos.items, photos.train_at, photos.val_at
+    calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at])
     both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
-    frozen = describe_freeze(model, head_only)
-    model.note(training=describe(chosen, frozen, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
-    report = make_report(model, both, history, skipped, chosen, frozen, len(train_at))
-    times = {"photos": photos_done - started, "training": fit_done - photos_done, "all": time.monotonic() - started}
+    model.note(training=describe(described, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
+    report = make_report(model, both, epochs, described, photos.skipped, len(train_at))
+    report["mistakes"] = beside_training_photos(report["mistakes"], photos, both[0])
+    times = {"photos": photos.seconds, "training": fit_done - started - photos.seconds, "all": time.monotonic() - started}
     report["seconds"] = {name: round(seconds, 2) for name, seconds in times.items()}
-    report["features_reused"] = found.reused
+    report["memory"] = {"peak_bytes": peak_memory()}
+    report["features_reused"] = photos.found.reused
     report["notes"] = notes
-    return Run(model, report, both[0].items)
+    return Run(model, report, both[0].items, [items[i] for i in train_at], kept)
+
+
+class Photos:
+    """The photos of a run, read as each training needs them: once as features, once more as pictures or deeper features."""
+
+    def __init__(self, model: Model, phases: Sequence[Phase], cache: Path | None, notify: Notify) -> None:
+        self.model, self.phases, self.cache, self.notify = model, phases, cache, notify
+        self.seconds = 0.0
+        self.skipped: list[dict[str, str]] = []
+        self._deep: tuple[Any, Pictures | Features, Features] | None = None
+
+    def _extract(self, frozen: Mapping[str, bool | Array], paths: Sequence[Path]) -> Extraction:
+        """Features at the border of a mask; the model's mask stays."""
+        graph, started = self.model.graph, time.monotonic()
+        before, graph.frozen = graph.frozen, dict(frozen)
+        try:
+            return extract(graph, self.model.recipe, paths, self.cache, self.notify.photos)
+        finally:
+            graph.frozen = before
+            self.seconds += time.monotonic() - started
+
+    def read(self, listing: Listing, fraction: float, note: Callable[[str], None]) -> None:
+        """Read all, with the mask of the first training; divide into training and validation photos."""
+        first = self.phases[0]
+        self.found = self._extract(first.frozen, [item.path for item in listing.items])
+        if self.found.cache_problem:
+            note(f"features are not kept: {self.found.cache_problem}")
+        self.items = [listing.items[i] for i in self.found.kept]
+        names = {item.path: item.name for item in listing.items}
+        self.skipped = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
+        self.skipped += [{"file": names[path], "reason": reason} for path, reason in self.found.skipped]
+        self.labels = np.array([item.label for item in self.items], np.int64)
+        self.in_val = divide(self.items, self.labels, self.found, fraction, listing.classes, note)
+        check_photos(self.labels, self.in_val, listing.classes, self.skipped)
+        self.train_at, self.val_at = np.flatnonzero(~self.in_val), np.flatnonzero(self.in_val)
+
+    def sources(self, number: int, phase: Phase) -> tuple[Source, Features]:
+        """What training `number` learns from, and what it is validated on."""
+        graph = self.model.graph
+        border, first = graph.border(), number == 0
+        if first and phase.augmentation == NOTHING:
+            return self.found.features.take(self.train_at), self.found.features.take(self.val_at)
+        key = (border, phase.augmentation)
+        if not self._deep or self._deep[0] != key:
+            self._deep = None  # let go of the old before the new is made
+            if phase.augmentation == NOTHING:
+                every = self._again(phase.frozen, np.arange(len(self.items)))
+                self._deep = (key, every.take(self.train_at), every.take(self.val_at))
+            else:
+                val = self.found.features.take(self.val_at) if first else self._again(phase.frozen, self.val_at)
+                started, chosen = time.monotonic(), [self.items[i].path for i in self.train_at]
+                digests = [self.found.digests[i] for i in self.train_at]
+                pictures = read_pictures(chosen, digests, self.model.recipe, self.cache, self.notify.photos)
+                self.seconds += time.monotonic() - started
+                self._deep = (key, pictures, val)
+        _, train, val = self._deep
+        if isinstance(train, Pictures):
+            return Views(train, self.model.recipe, phase.augmentation, graph, phase.settings.seed), val
+        return train, val
+
+    def _again(self, frozen: Mapping[str, bool | Array], at: Array) -> Features:
+        """Features of photos that were read before."""
+        found = self._extract(frozen, [self.items[i].path for i in at])
+        if found.digests != [self.found.digests[i] for i in at]:
+            which = found.skipped[0][0] if found.skipped else self.items[at[0]].path
+            raise MinitlError(f"{printable(which)} {CHANGED}")
+        return found.features
+
+    def train(self, number: int, phase: Phase, kept: Checkpoint, baseline: float, own_rate: bool) -> tuple[Settings, History]:
+        """One training; returns its settings as they were used."""
+        graph, settings = self.model.graph, phase.settings
+        head_only = self.model.feature_node in graph.frozen_prefix()
+        over = kept.finished(number, graph)
+        train, val = self.sources(number, phase) if over is None or head_only else (None, None)
+        if head_only and not own_rate and isinstance(train, Features):
+            settings = head_settings(settings, train)
+        if over is not None:
+            return settings, over
+        assert train is not None and val is not None
+        factors = rate_factors(self.model, settings.layer_decay)
+        state = kept.state(number, graph, settings, factors)
+        labels = self.labels
+        with kept.patient():
+            history = training.fit(
+                graph, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch, baseline, factors,
+                state, kept.keeper(number, graph),
+            )  # fmt: skip
+        kept.finish(number, graph, history)
+        return settings, history
+
+
+def hashed(*values: Any) -> str:
+    """SHA-256 of what the values look like."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process has held so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+NEAREST_AMONG = 2000
+"""Training photos among which the report looks for those nearest to a mistake."""
+
+
+def beside_training_photos(mistakes: list[dict[str, Any]], photos: Photos, val: Evaluation, most: int = 12) -> list[dict[str, Any]]:
+    """The worst mistakes with the training photos that the network finds most alike."""
+    where = {item.name: item.path for item in val.items}
+    shown = mistakes[:most]
+    if not shown:
+        return mistakes
+    step = math.ceil(len(photos.train_at) / NEAREST_AMONG)
+    among = photos.train_at[::step]
+    frozen = dict.fromkeys(photos.model.graph.match(".." + photos.model.feature_node), True)
+    near = photos._extract(frozen, [photos.items[i].path for i in among])
+    far = photos._extract(frozen, [where[mistake["file"]] for mistake in shown])
+    if len(far.kept) != len(shown):
+        return mistakes
+    names = [photos.items[among[i]].name for i in near.kept]
+    labels = photos.labels[among[near.kept]]
+    found = nearest_training(near.features.rows, names, labels, val.classes, far.features.rows)
+    return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
 
 
 def head_settings(settings: Settings, features: Features) -> Settings:
@@ -225,38 +474,14 @@ def head_settings(settings: Settings, features: Features) -> Settings:
     return replace(settings, rate=HEAD_STEP / max(features.mean_squared_length(), 1.0))
 
 
-def head_first(
-    model: Model,
-    paths: Sequence[Path],
-    labels: Array,
-    train_at: Array,
-    val_at: Array,
-    settings: Settings,
-    cache: Path | None,
-    notify: Notify,
-) -> float:
-    """Train the classifier alone, in place; returns its validation loss. The mask is left as it was.
-
-    A fresh classifier sends large and senseless gradients into the backbone, which a trained one does not (Kumar et al. 2022,
-    arXiv:2202.10054).
-    """
-    mask = model.graph.frozen
-    model.freeze("all")
-    found = extract(model.graph, model.recipe, paths, cache, notify.photos)
-    if len(found.kept) != len(paths):
-        raise MinitlError(f"{found.skipped[0][0]} could be read at first and cannot any more: leave the photos alone while they are used")
-    train_features, val_features = found.features.take(train_at), found.features.take(val_at)
-    chosen = head_settings(settings, train_features)
-    history = training.fit(model.graph, train_features, labels[train_at], val_features, labels[val_at], chosen, notify.epoch)
-    model.graph.frozen = mask
-    return history.epochs[history.best - 1].val_loss
-
-
-def describe_freeze(model: Model, head_only: bool) -> str:
+def describe_freeze(model: Model) -> str:
     """The freeze mask in a few words."""
-    layers = [node for node in model.graph.nodes if node.name in model.graph.params]
-    frozen = sum(model.graph.frozen.get(node.name) is True for node in layers)
-    return "all but the classifier" if head_only else f"{frozen} of {len(layers)} layers" if frozen else "nothing"
+    layers = [node.name for node in model.graph.nodes if node.name in model.graph.params]
+    if model.feature_node in model.graph.frozen_prefix():
+        return "all but the classifier"
+    frozen = sum(is_frozen(model.graph.frozen, name) for name in layers)
+    partly = sum(isinstance(model.graph.frozen.get(name), np.ndarray) for name in layers)
+    return (f"{frozen} of {len(layers)} layers" if frozen else "nothing") + (f", {partly} in part" if partly else "")
 
 
 def divide(
@@ -294,36 +519,39 @@ def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str]) -> No
     model.calibrate(found for _, found in read_photos(chosen, model.recipe) if not isinstance(found, PhotoError))
 
 
-def describe(settings: Settings, freeze: str, n_train: int, n_val: int, accuracy: float, accuracy_int8: float) -> dict[str, Any]:
+def describe(phases: Sequence[Mapping[str, Any]], n_train: int, n_val: int, accuracy: float, accuracy_int8: float) -> dict[str, Any]:
     """What the model file remembers of its training; nothing that differs from one run to the same run."""
     return {
         "photos": {"train": n_train, "val": n_val},
         "val_accuracy": {"float": round(accuracy, 4), "int8": round(accuracy_int8, 4)},
-        "freeze": freeze,
-        "settings": asdict(settings),
+        "freeze": phases[-1]["frozen"],
+        "phases": [{name: phase[name] for name in ("name", "frozen", "augmentation", "settings")} for phase in phases],
     }
 
 
 def make_report(
     model: Model,
     both: Sequence[Evaluation],
-    history: History,
+    epochs: Sequence[Epoch],
+    phases: Sequence[Mapping[str, Any]],
     skipped: list[dict[str, str]],
-    settings: Settings,
-    freeze: str,
     n_train: int,
 ) -> dict[str, Any]:
     """The dict of report.json; report.py says what each entry is. both: of the float network, of the int8 one."""
     val, integer = both
     p = softmax(val.logits)
+    numbers = [i for i, phase in enumerate(phases) for _ in range(phase["first_epoch"], phase["last_epoch"] + 1)]
+    last = phases[-1]
     return {
         "classes": model.classes,
-        "history": [asdict(line) for line in history.epochs],
-        "best_epoch": history.best,
+        "history": [asdict(line) | {"phase": number} for line, number in zip(epochs, numbers, strict=True)],
+        "phases": list(phases),
+        "best_epoch": next((phase["best_epoch"] for phase in reversed(phases) if phase["best_epoch"]), 0),
         "val": {
             "count": len(val.items),
             "float": {"accuracy": val.accuracy, "confusion": val.confusion()},
             "int8": {"accuracy": integer.accuracy, "confusion": integer.confusion()},
+            "calibration": reliability(p, val.labels),
         },
         "mistakes": worst_mistakes([item.name for item in val.items], val.labels, p, model.classes),
         "skipped": skipped,
@@ -331,10 +559,29 @@ def make_report(
             "backbone": model.architecture,
             "alpha": model.arguments["alpha"],
             "input": "x".join(map(str, model.graph.input_shape)),
-            "frozen": freeze,
+            "frozen": last["frozen"],
             "training photos": n_train,
             "validation photos": len(val.items),
-            "seed": settings.seed,
+            "seed": last["settings"]["seed"],
         },
-        "settings": asdict(settings),
+        "layers": layers_drawn(model),
+        "settings": last["settings"],
     }
+
+
+def layers_drawn(model: Model) -> list[dict[str, Any]]:
+    """The layers with parameters, and what share of each was trained: what the report draws."""
+    block = {node: name for name, nodes in model.blocks().items() for node in nodes}
+    graph = model.graph
+    return [
+        {
+            "name": node.name,
+            "block": block[node.name],
+            "kind": type(node.layer).__name__,
+            "output": list(graph.shapes[node.name]),
+            "parameters": sum(array.size for array in graph.params[node.name].values()),
+            "trained": round(float(np.mean(graph.in_training(node.name))), 4),
+        }
+        for node in graph.nodes
+        if node.name in graph.params
+    ]

@@ -314,9 +314,10 @@ def test_features_of_any_length_are_learned_from(photos, scale):
 def test_deeper_training_starts_from_the_trained_classifier_and_keeps_nothing_worse(photos):
     losses = {}
     for freeze in ("all", "conv_pw_12", "none"):
-        backbone = find(small_models.SMALL)
+        backbone = find(small_models.SMALL).note(source="elsewhere")
         small_models.settle(backbone.graph, backbone.recipe.normalise(small_models.pixels(8)))
         run = minitl.train(backbone, photos, freeze=freeze, epochs=10)
+        assert [phase["name"] for phase in run.report["phases"]] == ["classifier", "fine-tuning"][: 1 + (freeze != "all")]
         val = minitl.evaluate(run.model, run.val)
         losses[freeze] = training.loss_and_accuracy(val.logits, val.labels)[0]
         assert run.model.graph.frozen.keys() == (find(small_models.SMALL).replace_head(["a", "b"]).freeze(freeze).graph.frozen.keys())
@@ -329,7 +330,8 @@ def test_all_layers_can_be_trained(photos):
     moved = [
         name for name, array in find(small_models.SMALL).graph.arrays().items() if not np.array_equal(run.model.graph.arrays()[name], array)
     ]
-    assert "conv1/kernel" in moved and "conv1_bn/moving_mean" in moved and run.report["settings"]["rate"] == transfer.DEEP.rate
+    assert "conv1/kernel" in moved and "conv1_bn/moving_mean" in moved and run.report["settings"]["rate"] == transfer.SCRATCH.rate
+    assert [phase["name"] for phase in run.report["phases"]] == ["from random weights"]
 
 
 def test_training_goes_on_from_a_trained_model(photos, tmp_path):
