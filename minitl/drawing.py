@@ -22,7 +22,7 @@ SCALE = 2
 """Everything is drawn so many times as large and then averaged, which is what makes lines smooth."""
 ROOM = 1500
 """Pixels that a sheet has below a heading, at least; no section is higher."""
-INK, GREY, PALE, RULE = (35, 38, 45), (110, 115, 125), (242, 243, 246), (222, 225, 230)
+INK, GREY, PALE, RULE = (35, 38, 45), (102, 107, 117), (242, 243, 246), (222, 225, 230)
 BLUE, ORANGE, RED = (45, 105, 190), (225, 125, 35), (200, 55, 45)
 WHITE = (255, 255, 255)
 LEGIBLE = frozenset(map(chr, range(32, 127))) | frozenset(

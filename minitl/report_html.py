@@ -589,5 +589,6 @@ img,.missing{display:block;width:100%;height:auto;aspect-ratio:1;background:rgb(
 .skipped{padding-left:1.2em;color:rgb(var(--grey))}
 @media print{*{print-color-adjust:exact;-webkit-print-color-adjust:exact}nav{display:none}body{font-size:12px}
 .charts>*,tr{break-inside:avoid}
-.charts{grid-template-columns:1fr 1fr}h2,.note{break-after:avoid}.note,.wide{break-inside:avoid}.wide{overflow:visible}svg.network{min-width:0}.beside{display:block}}
+.charts{grid-template-columns:1fr 1fr}
+h2,.note{break-after:avoid}.note,.wide{break-inside:avoid}.wide{overflow:visible}svg.network{min-width:0}.beside{display:block}}
 """
