@@ -85,6 +85,11 @@ def _file(text: Any) -> str:
     return _name(text).replace("<bdi>", '<bdi dir="ltr">', 1)
 
 
+def _cut(text: str, most: int) -> str:
+    """The text, or its beginning and end around three dots."""
+    return text if len(text) <= most else f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
+
+
 def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
@@ -260,7 +265,7 @@ def page(report: Mapping[str, Any], photos: Path | Mapping[str, Path] | None = N
     found = [(key, heading, body) for key, heading, body in sections if body]
     links = "".join(f'<li><a href="#{key}">{_safe(heading)}</a></li>' for key, heading, _ in found)
     tiles = "".join(f"<div><dt>{_safe(what)}</dt><dd>{_safe(figure)}</dd></div>" for figure, what in r.tiles(report))
-    names = [name if len(name) <= 40 else name[:39] + "…" for name in report["classes"]]
+    names = [_cut(name, 40) for name in report["classes"]]
     title = r.title(names, 12)
     heading = r.title([_name(name) for name in names], 12)
     notes = _paragraphs(report.get("notes") or [], "warning")
@@ -343,12 +348,15 @@ def _confusion(report: Mapping[str, Any]) -> Section:
         f"<table><caption>Recognised least first</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
     note = "float network; a row is what the photo shows, a column the answer, the shade its share of the row"
-    return note, f'<div class="beside">{shown}{beside}</div>{_more("Every class", each)}'
+    return (
+        note,
+        f'<div class="{"beside" if len(classes) <= 12 or not small else "below"}">{shown}{beside}</div>{_more("Every class", each)}',
+    )
 
 
 def _confusion_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
     """Every count in its cell."""
-    head = "".join(f'<th scope="col" title="{_safe(name)}"><span><bdi>{_safe(name)}</bdi></span></th>' for name in classes)
+    head = "".join(f'<th scope="col" title="{_safe(name)}"><span><bdi>{_safe(_cut(name, 20))}</bdi></span></th>' for name in classes)
     rows = []
     for i, name in enumerate(classes):
         cells, total = [], matrix[i].sum()
@@ -356,9 +364,10 @@ def _confusion_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
             strength = r.shade(count / total if total else 0.0)
             look = f"{'hit' if i == j else 'miss'}{' deep' if strength > 0.6 else ''}"
             cells.append(f'<td class="{look}" style="--a:{strength:.2f}">{count:,}</td>' if count else "<td></td>")
-        rows.append(f'<tr><th scope="row" title="{_safe(name)}"><bdi>{_safe(name)}</bdi></th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row" title="{_safe(name)}"><bdi>{_safe(_cut(name, 20))}</bdi></th>{"".join(cells)}</tr>')
     caption = "<caption>Rows: what the photo shows. Columns: the answer.</caption>"
-    table = f'<table class="matrix">{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    start = f'<table class="matrix" style="--cell:{30 if len(classes) > 8 else 46}px">'
+    table = f"{start}{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return _scrolling(table, "confusion matrix")
 
 
@@ -563,11 +572,12 @@ thead .figure{white-space:normal}
 .chosen{background:rgb(var(--pale))}.chosen>*{color:rgb(var(--blue))}
 .matrix{font-variant-numeric:tabular-nums}
 .matrix th,.matrix td{padding:0;border:1px solid rgb(var(--paper));max-width:none}
-.matrix tbody td{min-width:30px;height:30px;text-align:center;vertical-align:middle;background:rgb(var(--pale))}
-.matrix tbody th{max-width:12em;padding:0 8px 0 0;text-align:right;vertical-align:middle;overflow:hidden;\
+.matrix caption{white-space:nowrap}
+.matrix tbody td{min-width:var(--cell);height:var(--cell);text-align:center;vertical-align:middle;background:rgb(var(--pale))}
+.matrix tbody th{max-width:15em;padding:0 8px 0 0;text-align:right;vertical-align:middle;overflow:hidden;\
 text-overflow:ellipsis;white-space:nowrap}
 .matrix thead th{height:1px;color:inherit}
-.matrix thead span{display:block;writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto;max-height:10em;overflow:hidden;\
+.matrix thead span{display:block;writing-mode:vertical-rl;transform:rotate(180deg);margin:0 auto;max-height:15em;overflow:hidden;\
 text-overflow:ellipsis;white-space:nowrap;padding-top:6px}
 .matrix .hit,.matrix .miss{background:linear-gradient(rgb(var(--tint)/var(--a)),rgb(var(--tint)/var(--a))),rgb(var(--pale))}
 .matrix .hit{--tint:45 105 190}.matrix .miss{--tint:200 55 45}
