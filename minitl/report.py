@@ -585,7 +585,7 @@ def _draw_confusion(page: Page, matrix: np.ndarray, classes: Sequence[str]) -> N
             share = matrix[i, j] / totals[i] if totals[i] else 0.0
             x, y = left + j * cell, upper + i * cell
             base = BLUE if i == j else RED
-            strength = 0.0 if not share else 0.12 + 0.88 * math.sqrt(share)
+            strength = shade(share)
             colour = tuple(round(p + (b - p) * strength) for p, b in zip(PALE, base, strict=True))
             gap = 1 if cell >= 6 else 0
             page.box(x, y, x + cell - gap, y + cell - gap, (colour[0], colour[1], colour[2]))
@@ -612,12 +612,11 @@ def _draw_pairs(page: Page, matrix: np.ndarray, classes: Sequence[str], x: float
     totals = matrix.sum(axis=1)
     names = x + max(measure(f"{total} of {total}", 14) for total in totals) + 18
     room = WIDTH - MARGIN - names
-    wrong = matrix - np.diag(np.diag(matrix))
-    pairs = sorted(((-int(wrong[i, j]), int(i), int(j)) for i, j in np.argwhere(wrong)))[:6]
+    pairs = taken_for_another(matrix)
     page.text(x, y, "Taken for another most often", 16)
     y += 30
     for count, i, j in pairs:
-        page.text(x, y, f"{-count} of {totals[i]}", 14, RED)
+        page.text(x, y, f"{count} of {totals[i]}", 14, RED)
         line = f"{classes[i]}  \u203a  {classes[j]}"
         if shortened(line, 14, room) == line:
             page.text(names, y, line, 14)

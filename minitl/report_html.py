@@ -378,7 +378,7 @@ def _confusion_picture(matrix: np.ndarray) -> str:
     pixels = np.zeros((n, n, 4), np.uint8)
     pixels[..., :3] = RED
     pixels[np.arange(n), np.arange(n), :3] = BLUE
-    pixels[..., 3] = np.rint(255 * np.where(share > 0, 0.12 + 0.88 * np.sqrt(share), 0))
+    pixels[..., 3] = np.rint(255 * np.vectorize(r.shade)(share))
     pixels[matrix == 0] = 0
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", optimize=True)
