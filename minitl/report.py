@@ -314,7 +314,7 @@ def calibration_sentences(calibration: Mapping[str, Any]) -> list[str]:
     sure, right = (sum(b["count"] * b[key] for b in bins) / total for key in ("confidence", "accuracy"))
     gap = sure - right
     verdict = (
-        "on average it is as sure as it should be" if abs(gap) < 0.01 else
+        "taken together it is as sure as it should be" if abs(gap) < 0.01 else
         "it is surer than it should be" if gap > 0 else "it is less sure than it should be"
     )  # fmt: skip
     return [
