@@ -47,7 +47,7 @@ class Checkpoint:
         self.path, self.depends = path, dict(depends)
         self.problem = ""
         self.resumed = False
-        self._facts: dict[str, Any] = {"histories": [], "step": None}
+        self._facts: dict[str, Any] = {"histories": [], "step": None, "trials": []}
         self._arrays: dict[str, Array] = {}
         self._saved, self._asked = time.monotonic(), False
         if resume and path and path.exists():
@@ -60,6 +60,7 @@ class Checkpoint:
             facts = json.loads(arrays.pop(JSON).tobytes())
             depends = facts.pop("depends")
             histories = [_history(entry) for entry in facts["histories"]]
+            facts["trials"], facts["step"]
         except (MinitlError, OSError, KeyError, ValueError, TypeError) as error:
             raise MinitlError(f"{name} is no checkpoint that can be read ({error}); leave --resume out to begin anew") from None
         if other := sorted(what for what in self.depends.keys() | depends.keys() if self.depends.get(what) != depends.get(what)):
@@ -68,6 +69,18 @@ class Checkpoint:
                 "give the same command as then, or leave --resume out to begin anew"
             )
         self._facts, self._arrays, self.resumed = facts | {"histories": histories}, arrays, True
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """What was tried before the first training."""
+        trials: list[dict[str, Any]] = self._facts["trials"]
+        return trials
+
+    def add_trial(self, trial: dict[str, Any]) -> None:
+        """Remember a trial, at once: it took long."""
+        self._facts["trials"] = [*self.trials, trial]
+        if self.path:
+            self._save(None, None)
 
     # ---- one training of the run
 
@@ -122,17 +135,17 @@ class Checkpoint:
     def finish(self, number: int, graph: Graph, history: History) -> None:
         """Training `number` is over."""
         assert number == len(self._facts["histories"])
-        self._facts = {"histories": [*self._facts["histories"], history], "step": None}
+        self._facts |= {"histories": [*self._facts["histories"], history], "step": None}
         self._arrays = {}
         if self.path and (self.resumed or time.monotonic() - self._saved > SECONDS / 10):
             self._save(graph, None)
 
-    def _save(self, graph: Graph, at: State | None) -> None:
+    def _save(self, graph: Graph | None, at: State | None) -> None:
         """Write the file. A disk that cannot be written costs the checkpoint, not the work."""
         assert self.path is not None
-        facts: dict[str, Any] = {"depends": self.depends, "histories": [asdict(history) for history in self._facts["histories"]]}
-        arrays = _flat(graph.params, "now")
-        facts["step"] = None
+        histories = [asdict(history) for history in self._facts["histories"]]
+        facts: dict[str, Any] = {"depends": self.depends, "histories": histories, "trials": self.trials, "step": None}
+        arrays = _flat(graph.params, "now") if graph else {}
         if at:
             facts["step"] = {
                 "epoch": at.epoch, "step": at.step, "loss": at.loss, "correct": at.correct, "random": at.random.bit_generator.state,
@@ -191,8 +204,11 @@ def _flat(params: Mapping[str, Params], kind: str) -> dict[str, Array]:
 def _put(params: dict[str, Params], arrays: Mapping[str, Array], kind: str) -> None:
     """Replace the parameters by those of the file."""
     for node, of_node in params.items():
-        for name in of_node:
-            of_node[name] = arrays[f"{kind}/{node}/{name}"]
+        for name, old in of_node.items():
+            new = arrays.get(f"{kind}/{node}/{name}")
+            if new is None or new.shape != old.shape:
+                raise MinitlError(f"the checkpoint does not hold {node}/{name} as this network has it; leave --resume out to begin anew")
+            of_node[name] = new
 
 
 def _history(entry: Mapping[str, Any]) -> History:

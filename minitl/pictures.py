@@ -59,21 +59,29 @@ def read_pictures(
 
 
 class Views:
-    """A training.Source of augmented photos. graph: with its mask of now; its frozen part runs folded, as inference does."""
+    """A training.Source of augmented photos. graph: with its mask of now; its frozen part runs folded, as inference does.
+
+    index: which of the pictures, None for all.
+    """
 
     ahead = 2
 
-    def __init__(self, pictures: Pictures, recipe: Recipe, augmentation: Augmentation, graph: Graph, seed: int) -> None:
+    def __init__(
+        self, pictures: Pictures, recipe: Recipe, augmentation: Augmentation, graph: Graph, seed: int, index: Array | None = None
+    ) -> None:
+        self.index = np.arange(len(pictures.pixels)) if index is None else index
         self.pictures, self.recipe, self.augmentation, self.seed = pictures, recipe, augmentation, seed
         self.frozen = frozen_part(graph)
 
     def __len__(self) -> int:
-        return len(self.pictures.pixels)
+        return len(self.index)
 
-    def feeds(self, indices: Array, epoch: int = 0) -> dict[str, Array]:
+    def feeds(self, indices: Array | slice = slice(None), epoch: int = 0) -> dict[str, Array]:
         """See training.Source; the views of an epoch depend on the seed, the epoch and the photo's number, and on nothing else."""
         size = (self.recipe.height, self.recipe.width)
         central = 1.0 if self.recipe.resize == "squash" else self.recipe.crop_fraction
         pixels, aspects = self.pictures.pixels, self.pictures.aspects
-        images = self.recipe.normalise(augmented_batch(pixels, aspects, size, self.seed, epoch, indices, self.augmentation, central))
+        images = self.recipe.normalise(
+            augmented_batch(pixels, aspects, size, self.seed, epoch, self.index[indices], self.augmentation, central)
+        )
         return self.frozen.values(images)

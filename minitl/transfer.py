@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from . import training
+from . import autofreeze, training
 from .augment import Augmentation
+from .autofreeze import Choice
 from .checkpoints import Checkpoint
 from .errors import MinitlError
 from .features import Extraction, Features, Progress, extract
@@ -29,29 +30,13 @@ from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Deployment, Model
+from .phases import DEEP as DEEP
+from .phases import HEAD, NOTHING, Phase, describe_freeze, head_settings, plan, rate_factors, settings_of
+from .phases import SCRATCH as SCRATCH
 from .pictures import CHANGED, Pictures, Views, read_pictures
 from .report import confusion_matrix, nearest_training, reliability, worst_mistakes
 from .training import Epoch, History, Settings, Source, check_trainable
 from .version import __version__
-
-NOTHING = Augmentation()
-
-HEAD = Settings(decay=3e-2)
-"""For a fresh classifier on fixed features; its rate comes from HEAD_STEP, unless it is given. Four pairs were tried, (10, 1e-2),
-(10, 3e-2), (5, 2e-2) and (5, 1e-1); validation accuracy in %, mean of four seeds, of this pair and of the best: monkeys with MobileNetV1
-0.25 at 128 89.1 (89.4), at 224 93.2 (93.8); person with the same two 77.4 (80.3) and 78.7 (78.7), with MLPerf Tiny's detector 81.8 (82.0),
-with V2 at 224 81.8 (82.7); fruit 100 with all four pairs. No pair is best everywhere, and the validation photos are few."""
-
-HEAD_STEP = 10.0
-"""Learning rate times the mean squared length of the features. The steepest slope of a softmax regression grows with that length, and
-backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800).
-Lengths below 1 count as 1: with a larger rate the weight decay would overshoot."""
-
-DEEP = Settings(epochs=20, rate=0.01, decay=1e-4, warmup=1.0)
-"""For training that changes the layers of the backbone, once the classifier has been trained."""
-
-SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
-"""For a network whose weights are random."""
 
 
 @dataclass
@@ -165,90 +150,22 @@ def train(
 ) -> Run:
     """Train a new classifier, and as much of the backbone as is asked for, on a folder of photos.
 
-    photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder. freeze: as Model.freeze.
+    photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder. freeze: as Model.freeze, or 'auto'.
     fine_tune: as Model.unfreeze: the classifier first, then this, too; what `freeze` says beside 'all' stays frozen all the same.
     hidden, dropout: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
     """
     settings_of(HEAD, options)  # raises before anything is read
     listing, fraction = choose_photos(photos, val)
-    model = backbone.replace_head(listing.classes, options.get("seed", 0), dropout, hidden).freeze(freeze if fine_tune is None else "all")
+    auto = freeze == "auto"
+    if auto and fine_tune is not None:
+        raise MinitlError("freeze='auto' decides how much to fine-tune: leave fine_tune out")
+    model = backbone.replace_head(listing.classes, options.get("seed", 0), dropout, hidden)
+    model.freeze("all" if auto or fine_tune is not None else freeze)
     if fine_tune is not None:
         model.unfreeze(fine_tune)
         if freeze not in ("all", "none"):
             model.freeze(freeze, more=True)
-    return fit(model, listing, fraction=fraction, **options)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training of a run. frozen: the mask; epochs that it keeps must beat the loss before it, unless it is the first."""
-
-    name: str
-    frozen: dict[str, bool | Array]
-    settings: Settings
-    augmentation: Augmentation = NOTHING
-
-
-def settings_of(base: Settings, options: Mapping[str, Any]) -> Settings:
-    """The settings with what is given among the options; a warm-up that is not takes a quarter of the epochs at most."""
-    names = {field.name for field in fields(Settings)}
-    given = {name: value for name, value in options.items() if name in names}
-    epochs = given.get("epochs")
-    if "warmup" not in given and isinstance(epochs, int) and epochs > 0:
-        given["warmup"] = min(base.warmup, epochs / 4)
-    return replace(base, **given)
-
-
-def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None = None, gradual: bool = False) -> list[Phase]:
-    """The trainings that lead to the mask of `model`: the classifier alone, then more, at once or (gradual) block by block from the top.
-
-    options: settings of the last training; the classifier before it has its own, but for seed and batch. augment: None for the usual,
-    which is nothing for a classifier on fixed features (measured: it gains nothing there) and Augmentation.parse('default') for more.
-    """
-    graph, last = model.graph, dict(model.graph.frozen)
-    head_only = model.feature_node in graph.frozen_prefix()
-    usual = NOTHING if head_only else Augmentation.parse("default")
-    chosen = usual if augment is None else augment
-    if head_only:
-        return [Phase("classifier", last, settings_of(HEAD, options), chosen)]
-    if not model.pretrained:
-        return [Phase("from random weights", last, settings_of(SCRATCH, options), chosen)]
-    head = settings_of(HEAD, {name: value for name, value in options.items() if name in ("seed", "batch", "balance")})
-    masks = [("fine-tuning", last)]
-    if gradual:
-        blocks = model.blocks()
-        moving = [node for node in graph.params if not is_frozen(last, node)]
-        deeper = [name for name in reversed(list(blocks)[:-1]) if set(moving) & set(blocks[name])]
-        masks = []
-        for i in range(1, len(deeper) + 1):
-            below: dict[str, bool | Array] = {
-                node: True for name in blocks if name not in deeper[:i] and name != "classifier" for node in blocks[name]
-            }
-            masks.append((f"down to {deeper[i - 1]}", last | below))
-    settings = settings_of(DEEP, options)
-    each = settings_of(settings, {"epochs": max(settings.epochs // len(masks), 1)})
-    return [Phase("classifier", head_mask(model, last), head), *(Phase(name, mask, each, chosen) for name, mask in masks)]
-
-
-def is_frozen(mask: Mapping[str, bool | Array], node: str) -> bool:
-    """Whether all channels of a node are frozen."""
-    return bool(np.all(mask.get(node, False)))
-
-
-def head_mask(model: Model, mask: Mapping[str, bool | Array]) -> dict[str, bool | Array]:
-    """The mask, with everything up to the features frozen as well."""
-    return dict(mask) | dict.fromkeys(model.graph.match(".." + model.feature_node), True)
-
-
-def rate_factors(model: Model, layer_decay: float) -> dict[str, float]:
-    """{node: share of the learning rate}: each block of the backbone takes layer_decay times that of the one above it.
-
-    Howard and Ruder 2018, arXiv:1801.06146, section 3.2; the classifier takes all.
-    """
-    if layer_decay == 1:
-        return {}
-    blocks = list(model.blocks().values())
-    return {node: layer_decay**depth for depth, nodes in enumerate(reversed(blocks)) for node in nodes}
+    return fit(model, listing, fraction=fraction, auto=auto, **options)
 
 
 def fit(
@@ -262,12 +179,14 @@ def fit(
     gradual: bool = False,
     checkpoint: Path | None = None,
     resume: bool = False,
+    auto: bool = False,
     **options: Any,
 ) -> Run:
     """Train what is not frozen in `model`, in place, on the photos of a folder; calibrate int8; measure both networks.
 
     fraction: share of each class for validation, where the listing is not divided. cache: folder for features, None to keep none.
-    augment, gradual: see plan(). checkpoint: file to save the state in, now and then and at Ctrl-C; resume: go on from it.
+    augment, gradual: see phases.plan. checkpoint: file to save the state in, now and then and at Ctrl-C; resume: go on from it.
+    auto: measure how much to unfreeze (autofreeze.py) below what is unfrozen already.
     options: epochs, seed, ... of training.Settings, instead of those of HEAD, DEEP or SCRATCH.
     Raises MinitlError for anything wrong with the photos.
     """
@@ -284,17 +203,27 @@ def fit(
         raise MinitlError(f"the model answers {', '.join(model.classes)}, the photos show {', '.join(listing.classes)}: use replace_head")
     for line in listing.notes:
         note(line)
-    phases, mask = plan(model, options, augment, gradual), dict(model.graph.frozen)
-    photos = Photos(model, phases, cache, notify)
-    photos.read(listing, fraction, note)
+    if unknown := sorted(options.keys() - {field.name for field in fields(Settings)}):
+        raise MinitlError(f"there is no option {unknown[0]!r}; training has {', '.join(field.name for field in fields(Settings))}")
+    phases, choice = plan(model, options, augment, gradual), None
+    photos = Photos(model, cache, notify)
+    photos.read(listing, fraction, phases[0].frozen, note)
     depends = {
         "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),
         "weights": model.content().content_hash(),
-        "settings": hashed([(phase.name, phase.settings, str(phase.augmentation)) for phase in phases], __version__),
+        "settings": hashed(sorted(options.items()), str(augment), gradual, auto, __version__),
     }
     kept = Checkpoint(checkpoint, depends, resume)
     if resume:
         note(f"going on from {checkpoint}" if kept.resumed else "there is no checkpoint to go on from: beginning anew")
+    if auto:
+        choice = photos.choose(kept, options.get("seed", 0))
+        for line in choice.sentences:
+            note(line)
+        if choice.depth:
+            model.unfreeze(choice.depth)
+            phases = plan(model, options, augment, gradual)
+    mask = dict(model.graph.frozen)
     epochs: list[Epoch] = []
     history, described = History([]), []
     baseline = math.inf
@@ -338,6 +267,8 @@ def fit(
     times = {"photos": photos.seconds, "training": fit_done - started - photos.seconds, "all": time.monotonic() - started}
     report["seconds"] = {name: round(seconds, 2) for name, seconds in times.items()}
     report["memory"] = {"peak_bytes": peak_memory()}
+    if choice:
+        report |= {"auto": {"rows": choice.rows, "sentences": choice.sentences}, "learning": choice.learning}
     report["features_reused"] = photos.found.reused
     report["notes"] = notes
     return Run(model, report, both[0].items, [items[i] for i in train_at], kept)
@@ -346,8 +277,8 @@ def fit(
 class Photos:
     """The photos of a run, read as each training needs them: once as features, once more as pictures or deeper features."""
 
-    def __init__(self, model: Model, phases: Sequence[Phase], cache: Path | None, notify: Notify) -> None:
-        self.model, self.phases, self.cache, self.notify = model, phases, cache, notify
+    def __init__(self, model: Model, cache: Path | None, notify: Notify) -> None:
+        self.model, self.cache, self.notify = model, cache, notify
         self.seconds = 0.0
         self.skipped: list[dict[str, str]] = []
         self._deep: tuple[Any, Pictures | Features, Features] | None = None
@@ -362,10 +293,9 @@ class Photos:
             graph.frozen = before
             self.seconds += time.monotonic() - started
 
-    def read(self, listing: Listing, fraction: float, note: Callable[[str], None]) -> None:
+    def read(self, listing: Listing, fraction: float, frozen: Mapping[str, bool | Array], note: Callable[[str], None]) -> None:
         """Read all, with the mask of the first training; divide into training and validation photos."""
-        first = self.phases[0]
-        self.found = self._extract(first.frozen, [item.path for item in listing.items])
+        self.found = self._extract(frozen, [item.path for item in listing.items])
         if self.found.cache_problem:
             note(f"features are not kept: {self.found.cache_problem}")
         self.items = [listing.items[i] for i in self.found.kept]
@@ -391,15 +321,31 @@ class Photos:
                 self._deep = (key, every.take(self.train_at), every.take(self.val_at))
             else:
                 val = self.found.features.take(self.val_at) if first else self._again(phase.frozen, self.val_at)
-                started, chosen = time.monotonic(), [self.items[i].path for i in self.train_at]
-                digests = [self.found.digests[i] for i in self.train_at]
-                pictures = read_pictures(chosen, digests, self.model.recipe, self.cache, self.notify.photos)
-                self.seconds += time.monotonic() - started
-                self._deep = (key, pictures, val)
+                self._deep = (key, self._pictures(self.train_at), val)
         _, train, val = self._deep
         if isinstance(train, Pictures):
             return Views(train, self.model.recipe, phase.augmentation, graph, phase.settings.seed), val
         return train, val
+
+    def _pictures(self, at: Array) -> Pictures:
+        """Photos that were read before, for augmentation."""
+        started = time.monotonic()
+        paths, digests = [self.items[i].path for i in at], [self.found.digests[i] for i in at]
+        pictures = read_pictures(paths, digests, self.model.recipe, self.cache, self.notify.photos)
+        self.seconds += time.monotonic() - started
+        return pictures
+
+    def choose(self, kept: Checkpoint, seed: int) -> Choice:
+        """How much to unfreeze, measured on the training photos; what was measured before a stop is not measured again."""
+        graph = self.model.graph
+        macs = sum(node.layer.macs(*graph.input_shapes(node)) for node in graph.nodes)
+        digests = [self.found.digests[i] for i in self.train_at]
+        some = autofreeze.some_of(self.labels[self.train_at], digests, macs)
+        at = self.train_at[some]
+        folds = autofreeze.divide(self.labels[at], [digests[i] for i in some], [self.found.looks[i] for i in at])
+        candidates = autofreeze.Candidates(self.found.features.take(at), self._pictures(at), self.labels[at], folds)
+        self.notify.say(f"measuring how much to unfreeze, on {len(at)} training photos in {autofreeze.FOLDS} parts")
+        return autofreeze.choose(self.model, candidates, seed, kept.trials, kept.add_trial, self.notify.say)
 
     def _again(self, frozen: Mapping[str, bool | Array], at: Array) -> Features:
         """Features of photos that were read before."""
@@ -467,21 +413,6 @@ def beside_training_photos(mistakes: list[dict[str, Any]], photos: Photos, val: 
     labels = photos.labels[among[near.kept]]
     found = nearest_training(near.features.rows, names, labels, val.classes, far.features.rows)
     return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
-
-
-def head_settings(settings: Settings, features: Features) -> Settings:
-    """The settings with the rate that suits these features, see HEAD_STEP."""
-    return replace(settings, rate=HEAD_STEP / max(features.mean_squared_length(), 1.0))
-
-
-def describe_freeze(model: Model) -> str:
-    """The freeze mask in a few words."""
-    layers = [node.name for node in model.graph.nodes if node.name in model.graph.params]
-    if model.feature_node in model.graph.frozen_prefix():
-        return "all but the classifier"
-    frozen = sum(is_frozen(model.graph.frozen, name) for name in layers)
-    partly = sum(isinstance(model.graph.frozen.get(name), np.ndarray) for name in layers)
-    return (f"{frozen} of {len(layers)} layers" if frozen else "nothing") + (f", {partly} in part" if partly else "")
 
 
 def divide(

@@ -1,0 +1,263 @@
+"""How much to unfreeze, measured instead of guessed: --freeze auto.
+
+In: a Model with a fresh classifier, the training photos as features and as pictures. Out: a Choice: how deep to train, the table that led
+to it, what it means in sentences, and a learning curve. Nothing here ever sees a validation photo. Three questions:
+
+    do the features tell these classes apart?        a linear classifier on them against one on thumbnails of 8x8 pixels: a backbone that
+                                                     is hardly better than those transfers badly
+    would more photos help?                          the same classifier on a quarter, a half and all of the photos
+    does unfreezing pay?                             short trainings at several depths, on photos held out of them, photo by photo
+                                                     against the classifier alone: deeper only where the loss is lower by more than chance
+
+The linear classifier of the first two is regularised least squares: exact, and a matter of milliseconds. Left out: the final training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from . import training
+from .augment import Augmentation
+from .features import Features
+from .folders import groups_alike
+from .kernels import softmax_cross_entropy
+from .layers import Array
+from .model import Model
+from .phases import HEAD, NOTHING, deep_settings, head_mask, head_settings
+from .pictures import Pictures, Views
+from .training import one_hot
+
+DEPTHS = ("3", "all")
+"""What is tried: so many blocks above, or the whole network."""
+
+EPOCHS = 6
+"""Passes of a trial over its photos."""
+
+ENOUGH = 250
+"""Held-out photos: with so many, one fold is enough; with fewer, up to FOLDS take turns."""
+FOLDS = 4
+
+MOST = 2000
+"""Photos that take part; more would cost time and change little."""
+
+WORK = 2e13
+"""Multiply-accumulates of one trial, about five minutes of one core: of a network that needs more, fewer photos take part."""
+
+
+@dataclass
+class Choice:
+    """depth: for Model.unfreeze, None: the classifier alone. rows, learning: as in report.json. sentences: what they mean."""
+
+    depth: str | None
+    rows: list[dict[str, Any]]
+    sentences: list[str]
+    learning: list[dict[str, Any]] = field(default_factory=list)
+
+
+# ---- a linear classifier in closed form
+
+
+def least_squares(x: Array, y: Array, tested: Array) -> Array:
+    """Scores (M, classes) of the rows `tested` by ridge regression on rows x (N, F) with targets y (N, classes).
+
+    The strength of the regularisation is the one with the least leave-one-out error on x, which has a closed form (Hastie, Tibshirani and
+    Friedman 2009, section 7.10), among seven powers of ten around the mean squared length of a row.
+    """
+    mean, target = x.mean(axis=0), y.mean(axis=0)
+    centred, wanted = (x - mean).astype(np.float64), (y - target).astype(np.float64)
+    u, s, vt = np.linalg.svd(centred, full_matrices=False)
+    projected, best, scores = u.T @ wanted, math.inf, np.zeros((len(tested), y.shape[1]))
+    length = max(float((s**2).sum() / len(x)), 1e-12)
+    for strength in length * 10.0 ** np.arange(-4, 3):
+        shrink = s**2 / (s**2 + strength)
+        leverage = 1 / len(x) + (u**2 @ shrink)
+        residual = (wanted - u @ (shrink[:, None] * projected)) / np.maximum(1 - leverage, 1e-6)[:, None]
+        error = float(np.square(residual).sum())
+        if error < best:
+            weights = vt.T @ ((s / (s**2 + strength))[:, None] * projected)
+            best, scores = error, (tested - mean) @ weights + target
+    return scores
+
+
+def accuracy_of(x: Array, labels: Array, folds: Array, share: float = 1.0) -> tuple[float, float, float]:
+    """(accuracy, its standard error, photos per class) of a linear classifier on held-out folds; share: of the other folds' photos."""
+    classes = int(labels.max()) + 1
+    right = []
+    used = 0
+    for fold in np.unique(folds):
+        rest = np.flatnonzero(folds != fold)
+        chosen = np.concatenate(
+            [of[: max(round(share * len(of)), 1)] for of in (rest[labels[rest] == c] for c in range(classes)) if len(of)]
+        )
+        used = len(chosen)
+        right.append(least_squares(x[chosen], one_hot(labels[chosen], classes), x[folds == fold]).argmax(axis=1) == labels[folds == fold])
+    every = np.concatenate(right)
+    return float(every.mean()), standard_error(every), used / classes
+
+
+def standard_error(values: Array) -> float:
+    """Of the mean of independent values."""
+    return float(np.std(values) / math.sqrt(max(len(values) - 1, 1)))
+
+
+def divide(labels: Array, digests: Sequence[str], looks: Sequence[int]) -> Array:
+    """(N,) fold 0..FOLDS-1 of every photo: by content, every class in all folds alike, copies in one."""
+    folds = np.zeros(len(labels), np.int64)
+    groups = np.array(groups_alike(looks))
+    counts: dict[int, list[int]] = {}
+    members_of: dict[int, list[int]] = {}
+    for i in sorted(range(len(labels)), key=lambda i: digests[i]):
+        members_of.setdefault(int(groups[i]), []).append(i)
+    for members in members_of.values():
+        of_class = counts.setdefault(int(labels[members[0]]), [0] * FOLDS)
+        fold = int(np.argmin(of_class))
+        of_class[fold] += len(members)
+        folds[members] = fold
+    return folds
+
+
+# ---- trials
+
+
+@dataclass
+class Candidates:
+    """The photos that take part: features for the classifier, the same photos as pictures, label and fold of each."""
+
+    features: Features
+    pictures: Pictures
+    labels: Array
+    folds: Array
+
+
+def some_of(labels: Array, digests: Sequence[str], macs: int) -> Array:
+    """Indices of the photos that take part: all, or as many of each class as the work allows, chosen by content."""
+    most = min(MOST, max(int(WORK / (3 * EPOCHS * max(macs, 1))), 20 * (int(labels.max()) + 1)))
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = sorted(range(len(labels)), key=lambda i: digests[i])
+    place = {i: rank for c in np.unique(labels) for rank, i in enumerate(j for j in order if labels[j] == c)}
+    share = {c: most * np.count_nonzero(labels == c) / len(labels) for c in np.unique(labels)}
+    return np.array([i for i in range(len(labels)) if place[i] < max(share[labels[i]], 2)])
+
+
+def try_depth(model: Model, depth: str | None, photos: Candidates, seed: int, fold: int) -> Array:
+    """Logits (M, classes) of the photos of a fold, by a network trained on the others."""
+    trial = Model(model.content())
+    graph, inside = trial.graph, np.flatnonzero(photos.folds != fold)
+    outside = np.flatnonzero(photos.folds == fold)
+    graph.frozen = head_mask(trial, {})
+    x, held_out = photos.features.take(inside), photos.features.take(outside)
+    labels = (photos.labels[inside], photos.labels[outside])
+    training.fit(graph, x, labels[0], held_out, labels[1], head_settings(replace(HEAD, seed=seed), x))
+    if depth is None:
+        return training.predict(graph, held_out)
+    trial.unfreeze(depth)
+    settings = replace(deep_settings(trial), epochs=EPOCHS, patience=EPOCHS, warmup=0.5, seed=seed)
+    views = Views(photos.pictures, trial.recipe, Augmentation.parse("default"), graph, seed, inside)
+    still = Views(photos.pictures, trial.recipe, NOTHING, graph, seed, outside)
+    training.fit(graph, views, labels[0], still, labels[1], settings)
+    return training.predict(graph, still)
+
+
+Trial = dict[str, Any]
+"""What is remembered of a trial: depth, accuracy, losses of the held-out photos, seconds."""
+
+
+def choose(
+    model: Model, photos: Candidates, seed: int, done: Sequence[Trial] = (), keep: Callable[[Trial], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Choice:  # fmt: skip
+    """Measure, and decide. done, keep: trials of a run that was stopped, and what is called after each. say: hears the table grow."""
+    labels, folds = photos.labels, photos.folds
+    wanted = min(FOLDS, max(1, math.ceil(ENOUGH * FOLDS / len(labels))))
+    per_class = len(labels) / len(np.unique(labels))
+    learning, sentences = judge_features(photos)
+    trials: dict[str | None, Trial] = {trial["depth"]: trial for trial in done}
+    for depth in (None, *DEPTHS):
+        if depth not in trials:
+            started, losses, right = time.monotonic(), [], []
+            for fold in range(wanted):
+                outside = folds == fold
+                logits = try_depth(model, depth, photos, seed, fold)
+                losses.append(softmax_cross_entropy(logits, one_hot(labels[outside], logits.shape[1]))[0])
+                right.append(logits.argmax(axis=1) == labels[outside])
+            every = np.concatenate(right)
+            trials[depth] = {
+                "depth": depth, "accuracy": float(every.mean()), "error": standard_error(every), "photos": len(every),
+                "losses": [round(float(loss), 6) for loss in np.concatenate(losses)], "seconds": round(time.monotonic() - started, 1),
+            }  # fmt: skip
+            if keep:
+                keep(trials[depth])
+        trial = trials[depth]
+        say(
+            f"{describe(depth)}: {figure(trial['accuracy'], trial['error'])} of {trial['photos']} photos held out, {trial['seconds']:.0f} s"
+        )
+    head = trials[None]
+    gains = {depth: np.array(head["losses"]) - np.array(trials[depth]["losses"]) for depth in DEPTHS}
+    sure = [depth for depth in DEPTHS if gains[depth].mean() > standard_error(gains[depth])]
+    depth = max(sure, key=lambda depth: float(gains[depth].mean()), default=None)
+    gain = trials[depth]["accuracy"] - head["accuracy"]
+    if depth is None:
+        sentences.append("unfreezing lowers the loss of held-out photos by no more than chance would: the classifier alone")
+    else:
+        sentences.append(
+            f"{describe(depth)}: {figure(trials[depth]['accuracy'], trials[depth]['error'])} of held-out photos after {EPOCHS} epochs, "
+            f"{figure(head['accuracy'], head['error'])} for the classifier alone, and a lower loss: unfreezing pays"
+        )
+    if len(learning) > 1:
+        more = learning[-1]["accuracy"] - learning[-2]["accuracy"]
+        error = math.hypot(learning[-1]["error"], learning[-2]["error"]) / 2  # the same photos are asked: far less than independent
+        if more > error and more > max(gain, 0.0):
+            sentences.append(
+                f"the last doubling of the photos gained {100 * more:.1f} points for a linear classifier: twice as many photos, "
+                f"{2 * per_class:.0f} a class, would help more than unfreezing does"
+            )
+    rows = [
+        {"what": describe(trial["depth"]), "chosen": trial["depth"] == depth}
+        | {name: trial[name] for name in ("accuracy", "error", "photos", "seconds")}
+        for trial in (trials[None], *(trials[depth] for depth in DEPTHS))
+    ]
+    return Choice(depth, rows, sentences, learning)
+
+
+def judge_features(photos: Candidates) -> tuple[list[dict[str, Any]], list[str]]:
+    """The learning curve of the features, and a sentence where they are hardly better than thumbnails."""
+    x, labels, folds = photos.features.values(), photos.labels, photos.folds
+    shares = [share for share in (0.25, 0.5, 1.0) if share * len(labels) >= 3 * len(np.unique(labels))] or [1.0]
+    points = [accuracy_of(x, labels, folds, share) for share in shares]
+    curve = [{"photos_per_class": round(per_class, 1), "accuracy": a, "error": error} for a, error, per_class in points]
+    accuracy, error, _ = points[-1]
+    small, small_error, _ = accuracy_of(thumbnails(photos.pictures.pixels), labels, folds)
+    if accuracy < small + 2 * math.hypot(error, small_error) or accuracy - small < 0.2 * (1 - small):
+        said = (
+            f"this backbone transfers badly: a linear classifier reaches {figure(accuracy, error)} on its features and "
+            f"{figure(small, small_error)} on thumbnails of 8x8 pixels; try another backbone"
+        )
+        return curve, [said]
+    return curve, []
+
+
+def thumbnails(pixels: Array) -> Array:
+    """(N, S, T, 3) uint8 -> (N, 192) float32: every photo as 8x8 pixels, 0..1."""
+    n, s, t, _ = pixels.shape
+    rows, columns = np.arange(8) * s // 8, np.arange(8) * t // 8
+    sums = np.empty((n, 8, 8, 3), np.float32)
+    for i in range(n):
+        sums[i] = np.add.reduceat(np.add.reduceat(pixels[i].astype(np.float32), rows, axis=0), columns, axis=1)
+    return sums.reshape(n, -1) / np.float32(255 * s * t / 64)
+
+
+def describe(depth: str | None) -> str:
+    """A depth in words."""
+    return "the classifier alone" if depth is None else "all layers" if depth == "all" else f"the last {depth} blocks"
+
+
+def figure(share: float, error: float) -> str:
+    """'86.1 ± 2.0 %'."""
+    return f"{100 * share:.1f} ± {100 * error:.1f} %"

@@ -1,0 +1,135 @@
+"""What a run consists of: one training after the other, each with its mask, its settings and its augmentation.
+
+In: a Model with the mask that is wished for in the end, and what the user asks for. Out: a list of Phases: the classifier alone first,
+then more, since a fresh classifier sends large and senseless gradients into the backbone, which a trained one does not (Kumar et al.
+2022, arXiv:2202.10054); a network of random weights is trained at once. The usual settings stand here, with what they were chosen
+by. Left out: running them (transfer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from .augment import Augmentation
+from .features import Features
+from .layers import Array
+from .model import Model
+from .training import Settings
+
+NOTHING = Augmentation()
+
+HEAD = Settings(decay=3e-2)
+"""For a fresh classifier on fixed features; its rate comes from HEAD_STEP, unless it is given. Four pairs were tried, (10, 1e-2),
+(10, 3e-2), (5, 2e-2) and (5, 1e-1); validation accuracy in %, mean of four seeds, of this pair and of the best: monkeys with MobileNetV1
+0.25 at 128 89.1 (89.4), at 224 93.2 (93.8); person with the same two 77.4 (80.3) and 78.7 (78.7), with MLPerf Tiny's detector 81.8 (82.0),
+with V2 at 224 81.8 (82.7); fruit 100 with all four pairs. No pair is best everywhere, and the validation photos are few."""
+
+HEAD_STEP = 10.0
+"""Learning rate times the mean squared length of the features. The steepest slope of a softmax regression grows with that length, and
+backbones differ in it by a factor of 300 (MLPerf Tiny's person detector 3, MobileNetV1 0.25 at 128 400 to 600, V2 at 224 800).
+Lengths below 1 count as 1: with a larger rate the weight decay would overshoot."""
+
+DEEP = Settings(epochs=20, rate=0.01, decay=1e-4, warmup=1.0)
+"""For training that changes the layers of the backbone, once the classifier has been trained."""
+
+FOLDED_RATE = 0.001
+"""Instead of DEEP's rate, where there is no BatchNorm to hold the values in bounds: quantised files come with it folded."""
+
+SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
+"""For a network whose weights are random."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a run. frozen: the mask; epochs that it keeps must beat the loss before it, unless it is the first."""
+
+    name: str
+    frozen: dict[str, bool | Array]
+    settings: Settings
+    augmentation: Augmentation = NOTHING
+
+
+def settings_of(base: Settings, options: Mapping[str, Any]) -> Settings:
+    """The settings with what is given among the options; a warm-up that is not takes a quarter of the epochs at most."""
+    names = {field.name for field in fields(Settings)}
+    given = {name: value for name, value in options.items() if name in names}
+    epochs = given.get("epochs")
+    if "warmup" not in given and isinstance(epochs, int) and epochs > 0:
+        given["warmup"] = min(base.warmup, epochs / 4)
+    return replace(base, **given)
+
+
+def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None = None, gradual: bool = False) -> list[Phase]:
+    """The trainings that lead to the mask of `model`: the classifier alone, then more, at once or (gradual) block by block from the top.
+
+    options: settings of the last training; the classifier before it has its own, but for seed and batch. augment: None for the usual,
+    which is nothing for a classifier on fixed features (measured: it gains nothing there) and Augmentation.parse('default') for more.
+    """
+    graph, last = model.graph, dict(model.graph.frozen)
+    head_only = model.feature_node in graph.frozen_prefix()
+    usual = NOTHING if head_only else Augmentation.parse("default")
+    chosen = usual if augment is None else augment
+    if head_only:
+        return [Phase("classifier", last, settings_of(HEAD, options), chosen)]
+    if not model.pretrained:
+        return [Phase("from random weights", last, settings_of(SCRATCH, options), chosen)]
+    head = settings_of(HEAD, {name: value for name, value in options.items() if name in ("seed", "batch", "balance")})
+    masks = [("fine-tuning", last)]
+    if gradual:
+        blocks = model.blocks()
+        moving = [node for node in graph.params if not is_frozen(last, node)]
+        deeper = [name for name in reversed(list(blocks)[:-1]) if set(moving) & set(blocks[name])]
+        masks = []
+        for i in range(1, len(deeper) + 1):
+            below: dict[str, bool | Array] = {
+                node: True for name in blocks if name not in deeper[:i] and name != "classifier" for node in blocks[name]
+            }
+            masks.append((f"down to {deeper[i - 1]}", last | below))
+    settings = settings_of(deep_settings(model), options)
+    each = settings_of(settings, {"epochs": max(settings.epochs // len(masks), 1)})
+    return [Phase("classifier", head_mask(model, last), head), *(Phase(name, mask, each, chosen) for name, mask in masks)]
+
+
+def deep_settings(model: Model) -> Settings:
+    """DEEP, with the rate that suits the network."""
+    return DEEP if model.arguments["batch_norm"] else replace(DEEP, rate=FOLDED_RATE)
+
+
+def is_frozen(mask: Mapping[str, bool | Array], node: str) -> bool:
+    """Whether all channels of a node are frozen."""
+    return bool(np.all(mask.get(node, False)))
+
+
+def head_mask(model: Model, mask: Mapping[str, bool | Array]) -> dict[str, bool | Array]:
+    """The mask, with everything up to the features frozen as well."""
+    return dict(mask) | dict.fromkeys(model.graph.match(".." + model.feature_node), True)
+
+
+def rate_factors(model: Model, layer_decay: float) -> dict[str, float]:
+    """{node: share of the learning rate}: each block of the backbone takes layer_decay times that of the one above it.
+
+    Howard and Ruder 2018, arXiv:1801.06146, section 3.2; the classifier takes all.
+    """
+    if layer_decay == 1:
+        return {}
+    blocks = list(model.blocks().values())
+    return {node: layer_decay**depth for depth, nodes in enumerate(reversed(blocks)) for node in nodes}
+
+
+def head_settings(settings: Settings, features: Features) -> Settings:
+    """The settings with the rate that suits these features, see HEAD_STEP."""
+    return replace(settings, rate=HEAD_STEP / max(features.mean_squared_length(), 1.0))
+
+
+def describe_freeze(model: Model) -> str:
+    """The freeze mask in a few words."""
+    layers = [node.name for node in model.graph.nodes if node.name in model.graph.params]
+    if model.feature_node in model.graph.frozen_prefix():
+        return "all but the classifier"
+    frozen = sum(is_frozen(model.graph.frozen, name) for name in layers)
+    partly = sum(isinstance(model.graph.frozen.get(name), np.ndarray) for name in layers)
+    return (f"{frozen} of {len(layers)} layers" if frozen else "nothing") + (f", {partly} in part" if partly else "")
