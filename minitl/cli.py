@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from . import demo, emit_c, memory, model, network_report, projects, qemu, transfer
+from . import demo, emit_c, memory, model, network_report, projects, qemu, report_html, transfer
+from .augment import Augmentation
+from .checkpoints import Stopped
 from .delivery import deliver
 from .emit_c import Header, check_name, identifier_from
 from .errors import MinitlError
@@ -34,13 +36,15 @@ from .folders import Item, find_photos, list_folder
 from .folding import fold
 from .images import PhotoError, read_photos
 from .model import Deployment, Model
+from .neither import word
 from .report import draw, to_png
-from .training import Epoch
+from .training import OPTIMISERS, Epoch
 from .transfer import Notify, Run
 from .version import __version__
 from .weights import to_bytes
 
-OUTPUTS = ("model.npz", "model.h", "report.png", "report.json")
+OUTPUTS = ("model.npz", "model.h", "report.html", "report.png", "report.json")
+CHECKPOINT = "checkpoint.npz"
 VECTORS = ("inputs.bin", "logits.bin", "names.txt")
 
 GUIDE = """\
@@ -123,22 +127,35 @@ def command_train(arguments: argparse.Namespace) -> int:
     out = Path(arguments.output)
     name = arguments.name or "model"
     check_name(name)
-    for file in OUTPUTS:
+    for file in (*OUTPUTS, CHECKPOINT):
         spare_input(out / file, arguments.weights)
+    augment = Augmentation.parse(arguments.augment) if arguments.augment else None
     backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
     is_new = not out.exists()
     prepare_folder(out, arguments.photos)
+    console = Console(arguments.json)
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not arguments.resume:
+        console.say(f"{printable(checkpoint)} of a run that was stopped will be overwritten; --resume would go on with it")
     try:
         run = transfer.train(
             backbone,
             arguments.photos,
             val=arguments.val,
             freeze=arguments.freeze,
+            fine_tune=arguments.fine_tune,
+            hidden=arguments.hidden,
             cache=cache_of(arguments),
-            notify=notify_of(Console(arguments.json)),
-            **{key: getattr(arguments, key) for key in ("epochs", "rate", "batch", "seed") if getattr(arguments, key) is not None},
+            notify=notify_of(console),
+            augment=augment,
+            checkpoint=checkpoint,
+            **{key: getattr(arguments, key) for key in TRAIN_OPTIONS if getattr(arguments, key) is not None},
         )
         write_run(run, out, name)
+        run.checkpoint.remove()
+    except Stopped:
+        again = f"stopped after a whole step and saved in {printable(checkpoint)}: the same command with --resume goes on from there"
+        raise Stopped(again if checkpoint.exists() else "stopped; the disk could not be written, so the training so far is lost") from None
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -149,6 +166,13 @@ def command_train(arguments: argparse.Namespace) -> int:
     else:
         print(summary(run, out))
     return 0
+
+
+TRAIN_OPTIONS = (
+    "epochs", "rate", "batch", "seed", "patience", "optimiser", "momentum", "decay", "warmup", "smoothing", "mixup", "average", "balance",
+    "layer_decay", "gradual", "dropout", "resume", "imprint", "neither", "max_int8_drop",
+)  # fmt: skip
+"""Arguments of transfer.train that are left to their defaults where they are not given."""
 
 
 def cache_of(arguments: argparse.Namespace) -> Path | None:
@@ -225,27 +249,41 @@ def prepare_folder(out: Path, photos: str | None = None) -> None:
 
 
 def write_run(run: Run, out: Path, name: str) -> None:
-    """All four files, together or not at all."""
-    page = draw(run.report, {item.name: item.path for item in run.val})
+    """All files, together or not at all."""
+    photos = {item.name: item.path for item in (*run.train, *run.val)}
+    page, html = draw(run.report, photos), report_html.page(run.report, photos)
     report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
     header = run.model.emit(name, "model.h")
-    contents = (to_bytes(run.model.content()), header.encode(), to_png(page), report.encode("utf-8", "replace"))
+    texts = [text.encode("utf-8", "replace") for text in (header, html, report)]
+    contents = (to_bytes(run.model.content()), *texts[:2], to_png(page), texts[2])
     write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
 
 
 def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
     val = run.report["val"]
-    best, epochs = run.report["best_epoch"], len(run.report["history"])
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
-        f"kept: epoch {best} of {epochs}" if best else f"kept: the classifier trained alone; none of {epochs} further epochs did better",
+        *kept_epochs(run.report["phases"]),
         costs(run.model.deploy()),
     ]
     if run.report["skipped"]:
         lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
                      f"{run.report['skipped'][0]['file']} ({run.report['skipped'][0]['reason']})")  # fmt: skip
     return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS)}"])
+
+
+def kept_epochs(phases: Sequence[dict[str, Any]]) -> list[str]:
+    """What each training of a run left."""
+    lines = []
+    for i, phase in enumerate(phases):
+        count = phase["last_epoch"] - phase["first_epoch"] + 1
+        name = f"{phase['name']}: " if len(phases) > 1 else ""
+        if phase["best_epoch"]:
+            lines.append(f"{name}kept: epoch {phase['best_epoch'] - phase['first_epoch'] + 1} of {count}")
+        elif i:
+            lines.append(f"{name}none of {count} epochs did better on the validation photos; what was there before is kept")
+    return lines
 
 
 def costs(network: Deployment) -> str:
@@ -339,14 +377,20 @@ def command_predict(arguments: argparse.Namespace) -> int:
         print_json(
             {
                 "photos": [
-                    {"file": str(a.path), "classes": [{"name": n, "probability": p} for n, p in a.classes[: arguments.top]]} for a in good
+                    {
+                        "file": str(a.path),
+                        "neither": a.neither,
+                        "classes": [{"name": n, "probability": p} for n, p in a.classes[: arguments.top]],
+                    }
+                    for a in good
                 ],
                 "skipped": [{"file": file, "reason": reason} for file, reason in problems],
             }
         )
     else:
         for a in good:
-            print(f"{printable(a.path)}: " + ", ".join(f"{printable(name)} {percent(p)}" for name, p in a.classes[: arguments.top]))
+            named_classes = ", ".join(f"{printable(name)} {percent(p)}" for name, p in a.classes[: arguments.top])
+            print(f"{printable(a.path)}: " + (f"{word(network.classes)} (nearest: {named_classes})" if a.neither else named_classes))
         for file, reason in problems:
             print(f"skipped {printable(file)}: {reason}", file=sys.stderr)
     failed = any(a.problem and a.path in named for a in answers)
@@ -710,18 +754,43 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
     train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
     train.add_argument("--weights", metavar="NAME|FILE", help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96")
-    train.add_argument(
-        "--freeze",
-        metavar="LAYER|all|none",
-        default="all",
-        help=FREEZE_HELP,
+    depth = train.add_argument_group("how deep")
+    depth.add_argument(
+        "--fine-tune", metavar="N|LAYER|all", help="after the classifier, the last N blocks, or all from LAYER on (default: nothing)"
     )
-    train.add_argument("--epochs", type=int, metavar="N", help="at most N passes over the photos (default 100)")
-    train.add_argument(
-        "--rate", type=float, metavar="R", help="first learning rate (default: by the features for the classifier, 0.0005 for more)"
+    depth.add_argument("--freeze", metavar="LAYER|all|none|auto", default="all", help=FREEZE_HELP)
+    depth.add_argument(
+        "--gradual", action="store_true", default=None, help="unfreeze block by block from the top, the epochs divided among them"
     )
-    train.add_argument("--batch", type=int, metavar="N", help="photos per step (default 32)")
-    train.add_argument("--seed", type=int, metavar="N", help="same seed, same files (default 0)")
+    depth.add_argument("--layer-decay", type=float, metavar="F", help="learning rate of a block, as a share of that of the block above (1)")
+    head = train.add_argument_group("the classifier")
+    head.add_argument("--hidden", type=units, metavar="N[,N]", default=(), help="hidden layers of N units before it (default: none)")
+    head.add_argument("--dropout", type=float, metavar="P", help="share of the features left out in every step (0)")
+    head.add_argument(
+        "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"
+    )
+    head.add_argument("--neither", metavar="FOLDER", nargs="?", const="", help=NEITHER_HELP)
+    course = train.add_argument_group("the course of the training; where there are several, of the last")
+    course.add_argument(
+        "--epochs", type=int, metavar="N", help="at most N passes over the photos (classifier 100, more 20, random weights 60)"
+    )
+    course.add_argument("--rate", "--lr", type=float, metavar="R", help=RATE_HELP)
+    course.add_argument("--batch", type=int, metavar="N", help="photos per step (32)")
+    course.add_argument("--seed", type=int, metavar="N", help="same seed, same files (0)")
+    course.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a lower validation loss (20)")
+    course.add_argument("--optimiser", "--optimizer", choices=OPTIMISERS, help="sgd: with Nesterov's momentum (default)")
+    course.add_argument("--momentum", type=float, metavar="M", help="of sgd (0.9)")
+    course.add_argument("--decay", type=float, metavar="D", help="weight decay (classifier 0.03, more 0.0001)")
+    course.add_argument(
+        "--warmup", type=float, metavar="E", help="epochs in which the rate rises to R, before it falls along half a cosine"
+    )
+    course.add_argument("--smoothing", type=float, metavar="S", help="label smoothing (0)")
+    course.add_argument("--mixup", type=float, metavar="A", help="mix photos two by two, by a Beta(A, A) share (0: not)")
+    course.add_argument("--average", type=float, metavar="K", help="keep a moving average of the weights, such as 0.99 (0: none)")
+    course.add_argument("--balance", action="store_true", default=None, help="photos of rare classes count more")
+    course.add_argument("--augment", metavar="LIST", help=AUGMENT_HELP)
+    course.add_argument("--max-int8-drop", type=float, metavar="POINTS", help=INT8_HELP)
+    course.add_argument("--resume", action="store_true", default=None, help=f"go on with OUT/{CHECKPOINT} of a run that was stopped")
     train.add_argument("--val", metavar="FRACTION|FOLDER", help="photos to validate on: a share of each class (default 0.2), or a folder")
     train.add_argument("--name", help="first part of all C names (default: model)")
     train.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
@@ -786,7 +855,21 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-FREEZE_HELP = "what stays as it is: all but the classifier (default), nothing, or everything up to LAYER"
+FREEZE_HELP = (
+    "what stays as it is: all but the classifier (default), nothing, everything up to LAYER, patterns with commas between such as '*_bn'; "
+    "auto: measure what is best for these photos. Beside --fine-tune: patterns that stay frozen all the same"
+)
+RATE_HELP = (
+    "highest learning rate (default: by the features for the classifier; 0.01 for more, 0.001 where BatchNorm is folded; from random 0.1)"
+)
+AUGMENT_HELP = (
+    "none, default, or a list of mirror, crop, colour, rotate, cutout, as in mirror,crop=0.5,rotate=10 "
+    "(default for the classifier alone: none; for more: mirror,crop,colour)"
+)
+NEITHER_HELP = (
+    "also learn when to answer that a photo shows none of the classes; FOLDER: photos of other things, to measure how well that works"
+)
+INT8_HELP = "where int8 loses more than so many points, train what is not frozen once more with rounding"
 PREDICT_DETAILS = "Exit code 1 if a photo that was named, or all of them, cannot be read."
 KEEP_HELP = "keep channels that no image can change (they are proved and removed otherwise; every answer stays the same)"
 EXPORT_DETAILS = """\
@@ -804,11 +887,15 @@ divided as in a second run with a hook after every layer; dB: signal to noise, i
 INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in the last training."
 TRAIN_DETAILS = """\
 The backbone stays as it is; its features are computed once per photo and kept in a cache, a new softmax classifier is trained on
-them, and the validation photos decide when to stop. --freeze conv_pw_11 trains everything above that layer as well (names: minitl
-info), --freeze none the whole network; then the classifier is trained alone first (unless --rate is given), and what follows is kept
-only if it does better. Photos that cannot be read are named, skipped and counted.
+them, and the validation photos decide when to stop. With --fine-tune more is trained after that, with a small rate and with photos that
+look different every time; it is kept only if it does better. Photos that cannot be read are named, skipped and counted.
+Ctrl-C ends the step and saves; a kill loses at most half a minute; --resume goes on, to the same files as if nothing had happened.
 
-  minitl train photos --weights mobilenet_v1_0.25_128_quant.tflite -o out
+  little data:   minitl train photos --weights mobilenet.tflite -o out                    the classifier alone
+  more:          minitl train photos --weights mobilenet.tflite -o out --fine-tune 3      and the last three blocks (names: minitl info)
+  much:          minitl train photos --weights mobilenet.tflite -o out --fine-tune all    everything
+  not sure:      minitl train photos --weights mobilenet.tflite -o out --freeze auto      measures which of these is best
+  from nothing:  minitl train photos --weights random:mobilenet_v1_0.25_96 --freeze none -o out
 """
 UNDIVIDED = "all photos were counted; those that the model was trained on, if they are among them, make it look better than it is"
 EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
@@ -822,6 +909,11 @@ logits.bin  int8, N x classes: what NAME_run() must answer, bit for bit
 names.txt   N lines: which photo it was
 """
 DEMO_DETAILS = "Needs no network, no photos and no weights; a C compiler (cc, gcc or clang) is used if there is one."
+
+
+def units(text: str) -> tuple[int, ...]:
+    """'128' or '128,64'."""
+    return tuple(positive(part) for part in text.split(","))
 
 
 def positive(text: str) -> int:
@@ -854,6 +946,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MinitlError as error:
         print(f"\nminitl {arguments.command}: {error}" if sys.stderr.isatty() else f"minitl {arguments.command}: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("\nstopped; files were left as they were", file=sys.stderr)
         return 130
