@@ -24,6 +24,7 @@ if _ours:
     del os.environ["OPENBLAS_NUM_THREADS"]
 
 from .errors import MinitlError  # noqa: E402
+from .estimator import PhotoClassifier  # noqa: E402
 from .folders import list_folder  # noqa: E402
 from .model import Answer, Deployment, Model, deployable, load  # noqa: E402
 from .training import Settings  # noqa: E402
@@ -31,6 +32,6 @@ from .transfer import Run, evaluate, fit, train  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    "Answer", "Deployment", "MinitlError", "Model", "Run", "Settings", "__version__", "deployable", "evaluate", "fit", "list_folder",
-    "load", "train",
+    "Answer", "Deployment", "MinitlError", "Model", "PhotoClassifier", "Run", "Settings", "__version__", "deployable", "evaluate", "fit",
+    "list_folder", "load", "train",
 ]  # fmt: skip
