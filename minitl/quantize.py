@@ -107,6 +107,11 @@ def value_scale(low: float, high: float, finest: float = 0.0) -> tuple[float, in
     return scale, min(max(math.floor(-128 - low / scale + 0.5), -128), 127)
 
 
+def input_mean(read: Tensor, seen: Statistics) -> np.ndarray:
+    """The mean of each channel of what a kernel reads, within what int8 can hold: what a file claims cannot overflow the bias."""
+    return np.clip(seen.mean, read.scale * (-128 - read.zero_point), read.scale * (127 - read.zero_point))
+
+
 def quantise_kernel(kernel: np.ndarray, bias: np.ndarray, scale_in: float, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> int8 kernel, int32 bias (O,), scale of the kernel per output channel (O,) float64; `mean` is that of each input channel.
 
@@ -141,8 +146,7 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
         if isinstance(layer, (Conv2D, DepthwiseConv2D, Dense)):
             params = folded.params[node.name]
             bias = params.get("bias", np.zeros(params["kernel"].shape[-1], np.float32))
-            lowest, highest = (ins[0].scale * (q - ins[0].zero_point) for q in (-128, 127))
-            mean = np.clip(calibration[node.inputs[0]].mean, lowest, highest)  # what a file claims cannot overflow the bias
+            mean = input_mean(ins[0], calibration[node.inputs[0]])
             kernel, bias, scales = quantise_kernel(params["kernel"], bias, ins[0].scale, mean)
             sums = np.abs(kernel.astype(np.int64)).reshape(-1, len(bias)).sum(axis=0)
             largest = sums * (128 + abs(ins[0].zero_point)) + np.abs(bias.astype(np.int64))
