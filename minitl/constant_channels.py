@@ -175,10 +175,13 @@ def _reads(graph: IntegerGraph, op: Weighted, bounds: dict[str, Bounds]) -> _Rea
     return _Reads(kernel.any((0, 1)) & ~foldable & ~still, sums[0], still, total)
 
 
-def _needed(graph: IntegerGraph, groups: dict[str, np.ndarray], reads: dict[str, _Reads]) -> np.ndarray:
-    """Which groups must stay, bool: what the output needs, and at least one channel of every tensor."""
+def _needed(graph: IntegerGraph, groups: dict[str, np.ndarray], reads: dict[str, _Reads], bounds: dict[str, Bounds]) -> np.ndarray:
+    """Which groups must stay, bool: what the output needs, what changes in a watched tensor, at least one channel of every tensor."""
     needed = np.zeros(1 + max(int(group.max()) for group in groups.values()), bool)
     needed[groups[graph.input]] = needed[groups[graph.output]] = True
+    if graph.watched:
+        low, high = bounds[graph.watched]
+        needed[groups[graph.watched][low < high]] = True
     while True:
         before = int(needed.sum())
         for op in reversed(graph.ops):
@@ -242,21 +245,22 @@ class Removal:
 def remove(graph: IntegerGraph) -> Removal:
     """The graph without the channels that its output does not need, with every remaining value equal in every bit.
 
-    At least one channel of each tensor stays. The image and the output keep all channels. A graph in which nothing can be removed is
-    returned as it is. Numbers of channels are not rounded up to what a processor likes: that made the person detector slower and
-    larger on Cortex-M4 and M55 (multiples of 4: 0.4 % more instructions, 2 % more flash), since the kernels fill rows up themselves.
+    At least one channel of each tensor stays, and of a watched one all that can change. The image and the output keep all channels. A
+    graph in which nothing can be removed is returned as it is. Numbers of channels are not rounded up to what a processor likes: that
+    made the person detector slower and larger on Cortex-M4 and M55 (multiples of 4: 0.4 % more instructions, 2 % more flash), since
+    the kernels fill rows up themselves.
     """
     bounds = intervals(graph)
     groups = _groups(graph)
     reads = {op.output: _reads(graph, op, bounds) for op in graph.ops if isinstance(op, Weighted) and isinstance(op, MIXES)}
-    needed = _needed(graph, groups, reads)
+    needed = _needed(graph, groups, reads, bounds)
     kept = {name: np.flatnonzero(needed[group]) for name, group in groups.items()}
     constant = {name: np.flatnonzero(low == high) for name, (low, high) in bounds.items()}
     if all(len(kept[name]) == tensor.shape[-1] for name, tensor in graph.tensors.items()):
         return Removal(graph, graph, kept, constant)
     tensors = {name: replace(tensor, shape=(*tensor.shape[:-1], len(kept[name]))) for name, tensor in graph.tensors.items()}
     ops = tuple(_smaller(op, kept, reads.get(op.output)) for op in graph.ops)
-    return Removal(IntegerGraph(tensors, ops, graph.input, graph.output), graph, kept, constant)
+    return Removal(IntegerGraph(tensors, ops, graph.input, graph.output, graph.watched), graph, kept, constant)
 
 
 def _smaller(op: Op, kept: dict[str, np.ndarray], reads: _Reads | None) -> Op:

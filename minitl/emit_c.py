@@ -42,6 +42,7 @@ from .integer import (
     Weighted,
     quantise_multiplier,
 )
+from .neither import Rule, word
 
 KERNELS = Path(__file__).parent / "c" / "kernels.h"
 LINE = 120
@@ -386,7 +387,7 @@ STACK = 1024
 CODE = {
     "matrix": 1280, "pointwise": 64, "conv2d": 832, "row_3x3": 1152, "depthwise_3x3": 64, "pointwise_depthwise_3x3": 320,
     "depthwise_conv2d": 768, "dense": 448, "average_pool": 576, "max_pool": 128, "global_mean": 64, "add": 64, "rescale": 128,
-    "copy_rows": 64, "pad": 64, "the rest": 288, "a call": 72, "a macro": 96,
+    "copy_rows": 64, "pad": 64, "neither": 160, "the rest": 288, "a call": 72, "a macro": 96,
 }  # fmt: skip
 """Bytes of code at most, by section of kernels.h, with gcc -Os and -O2 on Cortex-M: fitted to what 45 networks take on five cores (the
 M0+ and the M55 take the most), with some room. -O1 takes up to 1.1 times that, -O3 1.5 times, -O0 2.5 times (on the M55).
@@ -561,7 +562,8 @@ class About:
     name: prefix of everything in it, a C identifier (identifier_from() makes one of a file's name). classes: one name per output.
     recipe: how a photo becomes the input; None leaves the words and the pixel macro out. provenance: printed as it is, one line per key;
     'source' and 'licence' matter most. version: minitl's. file: what the header will be called (NAME.h where it is empty).
-    notes: sentences for the manual, such as the proof of what was left out.
+    notes: sentences for the manual, such as the proof of what was left out. neither: how it knows images of none of the classes; then
+    the graph keeps the features (IntegerGraph.watched).
     """
 
     name: str
@@ -571,6 +573,7 @@ class About:
     version: str
     file: str = ""
     notes: Sequence[str] = ()
+    neither: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -582,9 +585,11 @@ class Header:
     stub: str
 
 
-def figures(graph: IntegerGraph, classes: Sequence[str]) -> Figures:
-    """The figures that emit() states for this graph and these class names."""
-    return _figures(_compile(graph, "figures")[0], classes)
+def figures(graph: IntegerGraph, classes: Sequence[str], neither: Rule | None = None) -> Figures:
+    """The figures that emit() states for this graph, these class names and this rule."""
+    context = _compile(graph, "figures")[0]
+    _neither(context, neither, classes)
+    return _figures(context, classes, neither)
 
 
 def constant_bytes(graph: IntegerGraph) -> list[int]:
@@ -595,9 +600,10 @@ def constant_bytes(graph: IntegerGraph) -> list[int]:
     return count
 
 
-def _figures(context: Context, classes: Sequence[str]) -> Figures:
+def _figures(context: Context, classes: Sequence[str], neither: Rule | None) -> Figures:
     names = {"class names": len(classes) * _longest(classes)}
-    return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names, _code(context))
+    code = _code(context) + (CODE["neither"] if neither else 0)
+    return Figures(_arena(context.plan), context.constants.bytes_by_purpose() | names, code)
 
 
 def _arena(plan: memory.Plan) -> int:
@@ -655,7 +661,8 @@ def _emit(graph: IntegerGraph, about: About, blob: bool) -> tuple[str, Constants
     identity = int(graph.digest()[:8], 16)
     if blob:
         context.constants.members.insert(0, ("int32_t", "identity", np.array([identity - 2**31]), "identity"))
-    size = _figures(context, classes)
+    declared, defined = _neither(context, about.neither, classes)
+    size = _figures(context, classes, about.neither)
     upper = name.upper()
     image, logits = graph.tensors[graph.input], graph.tensors[graph.output]
     macros: dict[str, int] = {}
@@ -684,12 +691,74 @@ def _emit(graph: IntegerGraph, about: About, blob: bool) -> tuple[str, Constants
         other=", 2 if the weights are those of another header" if blob else "",
         identity=f"    if ({name}_constants.identity[0] != {identity - 2**31}) {{\n        return 2;\n    }}\n" if blob else "",
         calls="".join(calls).rstrip("\n"),
+        neither=declared,
+        is_neither=defined,
         vectors=VECTORS,
         layers=len(graph.ops),
         layer_names=",\n".join(f"    {c_string(f'{i} {op.name}')}" for i, op in enumerate(graph.ops)),
         hashes=",\n".join("    {\n" + table(np.array(row, dtype=object), "    ", "u") + "}" for row in hashes),
     )
     return text, context.constants
+
+
+NEITHER_H = """
+/* 1 if the image of the last run shows none of the classes, else 0; the arena must be as that run left it. */
+#define MINITL_NEITHER {word}
+#ifndef MINITL_CALLER_ARENA
+int minitl_is_neither(void);
+#endif
+int minitl_is_neither_in(const void *arena);
+"""
+
+NEITHER_C = """
+/* best / length: the square of the cosine between the features and the class that they are most like. */
+int minitl_is_neither_in(const void *memory)
+{{
+    const int8_t *const features = (const int8_t *)memory + {offset}, *direction = {directions};
+    uint32_t length = {length}u, best = 0;
+    int32_t i, c;
+    for (i = 0; i < {channels}; i++) {{
+        const int32_t value = features[i] - ({zero});
+        length += (uint32_t)(value * value);
+    }}
+    for (c = 0; c < MINITL_CLASSES; c++) {{
+        int32_t sum = {start};
+        for (i = 0; i < {channels}; i++) {{
+            sum += (features[i] - ({zero})) * *direction++;
+        }}
+        best = sum > 0 && (uint32_t)sum > best ? (uint32_t)sum : best;
+    }}
+    return best == 0 || (uint64_t)best * best < (uint64_t){threshold}u * length;
+}}
+
+#ifndef MINITL_CALLER_ARENA
+int minitl_is_neither(void)
+{{
+    return minitl_is_neither_in(minitl_arena);
+}}
+#endif
+"""
+
+
+def _neither(context: Context, rule: Rule | None, classes: Sequence[str]) -> tuple[str, str]:
+    """Registers the directions; returns declarations and definitions, "" and "" without a rule."""
+    if rule is None:
+        return "", ""
+    tensor = context.graph.tensors[context.graph.watched]
+    assert rule.directions.shape == (len(classes), tensor.size)
+    # a feature without its zero point is at most 255, a direction 127: sums fit int32, the length uint32, the products of both uint64
+    assert 255 * 127 * tensor.size + np.abs(rule.start).max() < 2**31 and 255**2 * tensor.size + rule.length < 2**32
+    add, name = context.constants.add, context.constants.name
+    words = {
+        "offset": context.plan.where[tensor.name][1],
+        "directions": add("int8_t", "directions", rule.directions, "neither"),
+        "start": f"{add('int32_t', 'start', rule.start, 'neither')}[c]" if rule.start.any() else "0",
+        "channels": tensor.size,
+        "zero": tensor.zero_point,
+        "length": rule.length,
+        "threshold": rule.threshold,
+    }
+    return _prefixed(NEITHER_H, name).format(word=c_string(word(classes))), _prefixed(NEITHER_C, name).format(**words)
 
 
 def _defines(upper: str, macros: Mapping[str, int]) -> str:
@@ -754,6 +823,13 @@ def _manual(graph: IntegerGraph, about: About, size: Figures, blob: bool) -> lis
         "Probabilities are the softmax of the real values. A threshold on the difference of two logits does without: the odds of their "
         "classes are exp(scale * difference) to 1.",
     )
+    if about.neither:
+        lines += _paragraph(
+            f"{word(about.classes).upper()}.",
+            f"{name}_is_neither() says, after a run, whether the image shows none of the classes. It compares the angle between what the "
+            "classifier reads and the mean of each class with a threshold that was chosen on validation photos. The arena must be as the "
+            f"run left it; {name}_is_neither_in(arena) is for one of yours. {upper}_NEITHER is what to call this answer.",
+        )
     lines += _paragraph(
         "MEMORY, known before compiling.",
         f"RAM: {size.arena:,} bytes, the arena, in which the image and all scratch memory lie. {name}_run has a static one, so that two "
@@ -832,7 +908,7 @@ int minitl_run(const int8_t *image, int8_t *logits);
 
 /* The same in MINITL_ARENA_BYTES bytes of the caller's. */
 int minitl_run_in(void *arena, const int8_t *image, int8_t *logits);
-
+{neither}
 /* 0 if every layer computes what it should, else the name of the first one that does not. Three runs; uses up the image; one at a time. */
 #ifdef MINITL_SELFTEST
 #ifndef MINITL_CALLER_ARENA
@@ -975,7 +1051,7 @@ const char *minitl_selftest(void)
 }}
 #endif
 #endif
-
+{is_neither}
 #endif /* MINITL_IMPLEMENTED */
 #endif /* MINITL_IMPLEMENTATION */
 """

@@ -478,13 +478,14 @@ def _window_hw(op: Op, height: int, width: int, window: Sequence[int], strides: 
 class IntegerGraph:
     """tensors: all of them by name, the input's and every op's output. ops: in an order in which inputs come before their use.
 
-    input, output: names of the tensors that the caller gives and gets.
+    input, output: names of the tensors that the caller gives and gets. watched: one that is read after a run, too; "": none.
     """
 
     tensors: dict[str, Tensor]
     ops: tuple[Op, ...]
     input: str
     output: str
+    watched: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))
@@ -509,6 +510,8 @@ class IntegerGraph:
             ready.add(op.output)
         if self.output not in ready:
             raise MinitlError(f"integer graph: the output {self.output!r} is never computed")
+        if self.watched and self.watched not in ready - {self.input}:
+            raise MinitlError(f"integer graph: {self.watched!r} is to be read after a run, but no op computes it")
         if unused := sorted(set(self.tensors) - ready):
             raise MinitlError(f"integer graph: tensors that no op computes: {', '.join(unused[:5])}")
 

@@ -180,7 +180,8 @@ def reads(graph: IntegerGraph, fused: frozenset[int]) -> list[tuple[str, ...]]:
 def buffers(graph: IntegerGraph, fused: frozenset[int] = frozenset()) -> list[Buffer]:
     """The arena's tenants by birth: the image, every tensor that is not the logits, and the scratch of every op that needs one.
 
-    A residual lives until its Add, a tensor that nobody reads dies where it is born (it is still written).
+    A residual lives until its Add, one that is watched until the end, a tensor that nobody reads dies where it is born (it is still
+    written).
     """
     root = roots(graph)
     born, last = {graph.input: -1}, {graph.input: -1}
@@ -199,6 +200,8 @@ def buffers(graph: IntegerGraph, fused: frozenset[int] = frozenset()) -> list[Bu
             size = scratch_bytes(op, ins)
         if size:
             scratch.append(Buffer((), size, i, i, SCRATCH))
+    if graph.watched:
+        last[root[graph.watched]] = len(graph.ops) - 1
     tenants = []
     for name in born:
         if name != root[graph.output] or name == graph.input:

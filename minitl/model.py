@@ -36,6 +36,7 @@ from .images import PhotoError, Recipe, read_photos
 from .importers import hdf5, tflite, tflite_int8
 from .integer import IntegerGraph
 from .layers import Array, Dense
+from .neither import Neither, Rule
 from .quantize import Calibration, calibrate, quantise
 from .version import __version__
 from .weights import Weights
@@ -49,11 +50,15 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about one photo: (class name, probability) from the likeliest down; or, where it cannot be read, why not."""
+    """What a model says about one photo: (class name, probability) from the likeliest down; or, where it cannot be read, why not.
+
+    neither: it shows none of them, as far as the model was told how to know (neither.py).
+    """
 
     path: Path
     classes: list[tuple[str, float]]
     problem: str = ""
+    neither: bool = False
 
 
 class Model:
@@ -96,6 +101,11 @@ class Model:
         return feature_node(self._weights.architecture, **self._weights.arguments)
 
     @property
+    def neither(self) -> Neither | None:
+        """How it knows photos of none of its classes; None where it was never told, or has changed since."""
+        return self._weights.neither
+
+    @property
     def classes(self) -> list[str]:
         """Names of the outputs; 'class 0', 'class 1', ... where the file does not know them. [] without a classifier."""
         return self._weights.classes or _numbered(self.arguments["classes"] or 0)
@@ -109,19 +119,20 @@ class Model:
 
     def forward(self, x: Array) -> Array:
         """Preprocessed images (N, H, W, 3) float32 -> logits (N, classes) float32; features where there is no classifier."""
-        return self._evaluate(x, self.graph.output)
+        return self._evaluate(x, self.graph.output)[0]
 
     def features(self, x: Array) -> Array:
         """Preprocessed images (N, H, W, 3) float32 -> what the classifier reads (N, C) float32."""
-        return self._evaluate(x, self.feature_node)
+        return self._evaluate(x, self.feature_node)[0]
 
-    def _evaluate(self, x: Array, node: str) -> Array:
+    def _evaluate(self, x: Array, *nodes: str) -> list[Array]:
         x = np.ascontiguousarray(x, np.float32)
         if x.shape[1:] != self.graph.input_shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, self.graph.input_shape))}), found {x.shape}")
         starts = range(0, max(len(x), 1), BATCH)
-        values = np.concatenate([self.graph.evaluate(x[i : i + BATCH], [node])[node] for i in starts])
-        if not np.isfinite(values).all():
+        found = [self.graph.evaluate(x[i : i + BATCH], nodes) for i in starts]
+        values = [np.concatenate([part[node] for part in found]) for node in nodes]
+        if not all(np.isfinite(value).all() for value in values):
             raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
         return values
 
@@ -132,7 +143,13 @@ class Model:
     def predict(self, photos: str | Path | Sequence[str | Path], int8: bool = False) -> list[Answer]:
         """An Answer for every photo, all classes sorted by probability. A photo that cannot be read gets an Answer with `problem`."""
         self.needs_classifier()
-        return self.deploy().predict(photos) if int8 else _answers(photos, self.recipe, self.classes, self.logits)
+        return self.deploy().predict(photos) if int8 else _answers(photos, self.recipe, self.classes, self.judge)
+
+    def judge(self, pixels: Array) -> tuple[Array, Array]:
+        """Prepared photos (N, H, W, 3) uint8 -> logits (N, classes), and whether each shows none of the classes (N,) bool."""
+        logits, features = self._evaluate(self.recipe.normalise(pixels), self.graph.output, self.feature_node)
+        rule = replace(self.neither, threshold_int8=self.neither.threshold).rule() if self.neither else None
+        return logits, rule.is_neither(features) if rule else np.zeros(len(logits), bool)
 
     # ---- how it changes
 
@@ -194,12 +211,25 @@ class Model:
                 graph.params[name] = self.graph.params[name]
         provenance = {"backbone": self.provenance}
         return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), calibration={}, frozen={},
-                             provenance=provenance))  # fmt: skip
+                             provenance=provenance, neither=None))  # fmt: skip
 
     def calibrate(self, pixels: Iterable[Array]) -> Model:
-        """Measure what int8 needs to know of all values on photos (H, W, 3) uint8, at best those of the training. Returns self."""
+        """Measure what int8 needs to know of all values on photos (H, W, 3) uint8, at best those of the training. Returns self.
+
+        What it knows of "neither" is forgotten, since its thresholds are those of the network before.
+        """
+        self._weights.neither = None
         images = (self.recipe.normalise(photo[None]) for photo in pixels)
         self._weights.calibration = calibrate(fold(self.graph), images)
+        return self
+
+    def tell_neither(self, neither: Neither | None) -> Model:
+        """Answer from now on that a photo shows none of the classes where it does not, see neither.choose; None: never. Returns self."""
+        self.needs_classifier()
+        expected = (self.arguments["classes"], self.graph.shapes[self.feature_node][0])
+        if neither is not None and neither.directions.shape != expected:
+            raise MinitlError(f"'neither' is told for {neither.directions.shape} classes and features, the model has {expected}")
+        self._weights.neither = neither
         return self
 
     def note(self, **facts: Any) -> Model:
@@ -227,14 +257,15 @@ class Model:
         self.needs_classifier()
         if not self.calibration:
             raise MinitlError("this model was never calibrated, so int8 is not possible: train it with `minitl train`, or call calibrate()")
-        return quantise(fold(self.graph), self.calibration, self.recipe)
+        graph = quantise(fold(self.graph), self.calibration, self.recipe)
+        return replace(graph, watched=self.feature_node) if self.neither else graph
 
     def deploy(self, keep_constant: bool = False) -> Deployment:
         """The int8 network as it leaves Python. keep_constant: also the channels that no image can change; the answers are the same."""
         original = self.quantise()
         facts = self.provenance | {"model content hash": self.content().content_hash()}
         removal = None if keep_constant else constant_channels.remove(original)
-        return Deployment(original, removal, self.classes, self.recipe, facts, model=self)
+        return Deployment(original, removal, self.classes, self.recipe, facts, model=self, neither=self.neither)
 
     def emit(self, name: str, file: str | None = None, keep_constant: bool = False) -> str:
         """deploy() as one C header; `name` begins every name in it, `file` is what it will be called (see emit_c.py)."""
@@ -247,7 +278,7 @@ class Model:
 
 
 def _answers(
-    photos: str | Path | Sequence[str | Path], recipe: Recipe, classes: list[str], logits: Callable[[Array], Array]
+    photos: str | Path | Sequence[str | Path], recipe: Recipe, classes: list[str], judge: Callable[[Array], tuple[Array, Array]]
 ) -> list[Answer]:
     """See Model.predict."""
     paths = [Path(photos)] if isinstance(photos, (str, Path)) else [Path(p) for p in photos]
@@ -256,8 +287,9 @@ def _answers(
         if isinstance(found, PhotoError):
             answers.append(Answer(path, [], found.reason))
         else:
-            p = kernels.softmax(logits(found[None]))[0]
-            answers.append(Answer(path, [(classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")]))
+            logits, neither = judge(found[None])
+            p = kernels.softmax(logits)[0]
+            answers.append(Answer(path, [(classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")], neither=bool(neither[0])))
     return answers
 
 
@@ -270,7 +302,7 @@ class Deployment:
 
     original: with all channels. removal: what is left without those that never change; None: all are kept. recipe: None where the input
     is no photo. provenance: for the header. notes: what a foreign file left open, for the user. model: the float network behind it, None
-    for a file that was quantised elsewhere.
+    for a file that was quantised elsewhere. neither: how it knows photos of none of the classes, if it does.
     """
 
     original: IntegerGraph
@@ -280,6 +312,7 @@ class Deployment:
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     model: Model | None = None
+    neither: Neither | None = None
 
     @property
     def graph(self) -> IntegerGraph:
@@ -297,7 +330,7 @@ class Deployment:
 
     def figures(self) -> Figures:
         """Bytes of RAM and flash that a header states."""
-        return emit_c.figures(self.graph, self.classes)
+        return emit_c.figures(self.graph, self.classes, self.rule)
 
     def pictures(self) -> Recipe:
         """The recipe. Raises MinitlError where the input is no photo."""
@@ -308,13 +341,44 @@ class Deployment:
 
     def logits(self, pixels: Array) -> Array:
         """Prepared photos (N, H, W, 3) uint8 -> what the int8 network answers, as real numbers (N, classes) float32."""
+        return self._real(self.graph.run(self.pictures().quantise_pixels(pixels)))
+
+    def _real(self, q: Array) -> Array:
+        """What int8 logits stand for."""
         out = self.graph.tensors[self.graph.output]
-        answers = self.graph.run(self.pictures().quantise_pixels(pixels)).astype(np.float32)
-        return ((answers - out.zero_point) * np.float32(out.scale)).astype(np.float32)
+        return ((q.astype(np.float32) - out.zero_point) * np.float32(out.scale)).astype(np.float32)
+
+    def features(self, pixels: Array) -> Array:
+        """Prepared photos (N, H, W, 3) uint8 -> what the classifier of a model of ours reads (N, C) int64, its zero point taken off."""
+        assert self.model is not None, "a foreign file does not say where its features are"
+        node = self.model.feature_node
+        values = self.original.run_all(self.pictures().quantise_pixels(pixels))[node]
+        return values.astype(np.int64) - self.original.tensors[node].zero_point
+
+    @property
+    def rule(self) -> Rule | None:
+        """How `graph` knows photos of none of the classes, in integers; None where it does not."""
+        if self.neither is None:
+            return None
+        if self.removal is None:
+            return self.neither.rule()
+        node, image = self.original.watched, self.original.tensors[self.original.input]
+        values = self.original.run_all(np.zeros((1, *image.shape), np.int8))[node][0].astype(np.int64)
+        kept = self.removal.kept[node]
+        return self.neither.rule(kept, np.delete(values, kept) - self.original.tensors[node].zero_point)
+
+    def judge(self, pixels: Array) -> tuple[Array, Array]:
+        """As Model.judge, by the int8 network."""
+        rule, watched = self.rule, self.graph.watched
+        if rule is None:
+            return self.logits(pixels), np.zeros(len(pixels), bool)
+        values = self.graph.run_all(self.pictures().quantise_pixels(pixels))
+        features = values[watched].astype(np.int64) - self.graph.tensors[watched].zero_point
+        return self._real(values[self.graph.output]), rule.is_neither(features)
 
     def predict(self, photos: str | Path | Sequence[str | Path]) -> list[Answer]:
         """As Model.predict, by the int8 network."""
-        return _answers(photos, self.pictures(), self.classes, self.logits)
+        return _answers(photos, self.pictures(), self.classes, self.judge)
 
     def emit(self, name: str, file: str | None = None) -> str:
         """The network as one C header; see Model.emit."""
@@ -325,7 +389,7 @@ class Deployment:
         return emit_c.emit_blob(self.graph, self._about(name, file))
 
     def _about(self, name: str, file: str | None) -> About:
-        return About(name, self.classes, self.recipe, self.provenance, __version__, file or "", self.summary)
+        return About(name, self.classes, self.recipe, self.provenance, __version__, file or "", self.summary, self.rule)
 
 
 def deployable(path: str | Path, keep_constant: bool = False) -> Deployment:

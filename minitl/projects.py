@@ -47,6 +47,13 @@ def _model(header: str | Header, name: str, folder: str) -> dict[str, bytes]:
     return files
 
 
+def _answer(header: str | Header, name: str) -> str:
+    """The C expression for what the last run says: the name of class number `best`, or of the answer that it is none of them."""
+    text = header if isinstance(header, str) else header.text
+    known = f"{name}_class_names[best]"
+    return f"{name}_is_neither() ? {name.upper()}_NEITHER : {known}" if f"int {name}_is_neither(void)" in text else known
+
+
 # ---- Arduino -------------------------------------------------------------------------------------------------------------------
 
 LIBRARY = """\
@@ -106,7 +113,7 @@ void loop()
             best = i;
         }
     }
-    Serial.print(@name@_class_names[best]);
+    Serial.print(@answer@);
     Serial.print(F(", logit "));
     Serial.print((int)logits[best]);
     Serial.print(F(", "));
@@ -155,7 +162,7 @@ def arduino(header: str | Header, name: str, classes: Sequence[str], recipe: Rec
     camera = _fill(CAMERA, name).decode() if recipe else ""
     return files | {
         "library.properties": _fill(LIBRARY, name, words=_words(classes, recipe), url=url),
-        f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order, camera=camera),
+        f"examples/{name}_demo/{name}_demo.ino": _fill(SKETCH, name, pixel=pixel, order=order, camera=camera, answer=_answer(header, name)),
     }
 
 
@@ -163,7 +170,7 @@ def arduino(header: str | Header, name: str, classes: Sequence[str], recipe: Rec
 
 MAIN_C = """\
 /* Runs the self-test, then every image that comes in: @formats@.
-   For each one a line: the class, a tab, the logits. Status 1: the self-test failed; 2: the input is not a whole number of images. */
+   For each one a line: the class@or@, a tab, the logits. Status 1: the self-test failed; 2: the input is not a whole number of images. */
 #define @NAME@_SELFTEST
 #include "board/board.h"
 #include "model/@name@.h"
@@ -193,7 +200,7 @@ static void say_answer(void)
             best = i;
         }
     }
-    board_say(@name@_class_names[best]);
+    board_say(@answer@);
     for (i = 0; i < @NAME@_CLASSES; i++) {
         board_say(i == 0 ? "\\t" : " ");
         say_number(logits[i]);
@@ -396,7 +403,7 @@ def plain(header: str | Header, name: str, classes: Sequence[str], recipe: Recip
     main reads images, raw int8 or (with a recipe) PPM of the right size, from stdin, under qemu from a file. Arguments as in arduino().
     """
     model = _model(header, name, "model")
-    upper = name.upper()
+    upper, answer = name.upper(), _answer(header, name)
     formats = f"raw int8 ({upper}_INPUT_BYTES each)" + (f" or PPM (P6, {recipe.width}x{recipe.height})" if recipe else "")
     sizes = {"width": recipe.width, "height": recipe.height} if recipe else {}
     read_image = _fill(READ_PPM if recipe else READ_RAW, name, **sizes).decode()
@@ -422,7 +429,9 @@ def plain(header: str | Header, name: str, classes: Sequence[str], recipe: Recip
             README, name, words=_words(classes, recipe), formats=formats, gcc=qemu.GCC, names=", ".join(qemu.CORES), stack=stack
         ),
         "Makefile": makefile,
-        "main.c": _fill(MAIN_C, name, formats=formats, read_image=read_image),
+        "main.c": _fill(
+            MAIN_C, name, formats=formats, read_image=read_image, answer=answer, **{"or": f" or {upper}_NEITHER" if "?" in answer else ""}
+        ),
         **model,
         "board/board.h": qemu.BOARD_H.encode(),
         "board/board.c": qemu.BOARD_C.encode(),

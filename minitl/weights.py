@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from .architectures import build, complete
+from .architectures import build, complete, feature_node
 from .errors import MinitlError
 from .files import printable
 from .graph import Graph
 from .images import Recipe
+from .neither import LARGEST, Neither, read
 from .quantize import Calibration, Statistics
 
 FORMAT = 1
-JSON_ENTRY, CALIBRATION = "minitl.json", "calibration"
+JSON_ENTRY, CALIBRATION, NEITHER = "minitl.json", "calibration", "neither/directions"
 DTYPES = ("<f4", "<f2", "|u1")
 MOST_ENTRIES, LARGEST_JSON, DEEPEST = 20_000, 32 << 20, 40
 
@@ -42,6 +43,7 @@ class Weights:
     recipe: how a photo becomes the input. classes: names in output order, or None where nobody knows them.
     frozen: {node: True or list of booleans}: the freeze mask of the last training.
     calibration: statistics of the values of the folded network, or {}: what int8 needs.
+    neither: what to call none of the classes, or None.
     provenance: where the numbers come from: source, licence, training, notes; shown by `minitl info`.
     """
 
@@ -53,6 +55,7 @@ class Weights:
     frozen: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    neither: Neither | None = None
 
     def graph(self) -> Graph:
         """The network with these weights and this freeze mask. Raises MinitlError where they do not fit each other."""
@@ -71,6 +74,7 @@ class Weights:
             "classes": self.classes,
             "frozen": {name: True if mask is True else [bool(b) for b in mask] for name, mask in self.frozen.items()},
             "provenance": self.provenance,
+            **({"neither": self.neither.facts()} if self.neither else {}),
         }
 
     def entries(self) -> dict[str, np.ndarray]:
@@ -79,6 +83,8 @@ class Weights:
         for name, seen in sorted(self.calibration.items()):
             entries[f"{CALIBRATION}/{name}/range"] = np.array([seen.low, seen.high], np.float32)
             entries[f"{CALIBRATION}/{name}/mean"] = seen.mean
+        if self.neither:
+            entries[NEITHER] = (self.neither.directions.astype(np.int16) + LARGEST).astype(np.uint8)
         return entries
 
     def content_hash(self) -> str:
@@ -201,7 +207,16 @@ def parse(data: bytes, what: str) -> Weights:
             raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
     floats = {name: array.astype(np.float32) for name, array in arrays.items()}
     statistics = {name: floats.pop(name) for name in list(floats) if name.startswith(CALIBRATION + "/")}
-    return _from_meta(meta, floats, statistics, what)
+    directions = floats.pop(NEITHER, None)
+    weights = _from_meta(meta, floats, statistics, what)
+    if "neither" in meta or directions is not None:
+        try:
+            shape = build(weights.architecture, **weights.arguments).shapes[feature_node(weights.architecture, **weights.arguments)]
+            rows = None if directions is None else directions - LARGEST
+            weights.neither = read(meta.get("neither"), rows, (weights.arguments.get("classes") or 0, shape[0]))
+        except ValueError as problem:
+            raise MinitlError(f"{what}: what it says about 'neither' does not fit the network ({problem}): the file was changed") from None
+    return weights
 
 
 def _refuse_constant(name: str) -> None:
