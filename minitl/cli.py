@@ -156,16 +156,26 @@ def command_train(arguments: argparse.Namespace) -> int:
     except Stopped:
         again = f"stopped after a whole step and saved in {printable(checkpoint)}: the same command with --resume goes on from there"
         raise Stopped(again if checkpoint.exists() else "stopped; the disk could not be written, so the training so far is lost") from None
+    except KeyboardInterrupt:
+        if not checkpoint.exists():
+            remove_empty(out, is_new)
+            raise
+        raise Stopped(f"stopped; the same command with --resume goes on from {printable(checkpoint)}") from None
     except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # only if it is empty
+        remove_empty(out, is_new)
         raise
     if arguments.json:
         print_json(run.report)
     else:
         print(summary(run, out))
     return 0
+
+
+def remove_empty(folder: Path, ours: bool) -> None:
+    """Remove a folder that we made and that nothing came into."""
+    if ours:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 TRAIN_OPTIONS = (
@@ -860,7 +870,7 @@ FREEZE_HELP = (
     "auto: measure what is best for these photos. Beside --fine-tune: patterns that stay frozen all the same"
 )
 RATE_HELP = (
-    "highest learning rate (default: by the features for the classifier; 0.01 for more, 0.001 where BatchNorm is folded; from random 0.1)"
+    "highest learning rate (default: by the features for the classifier; 0.01 for more, 0.0005 where BatchNorm is folded; from random 0.1)"
 )
 AUGMENT_HELP = (
     "none, default, or a list of mirror, crop, colour, rotate, cutout, as in mirror,crop=0.5,rotate=10 "

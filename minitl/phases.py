@@ -36,7 +36,7 @@ Lengths below 1 count as 1: with a larger rate the weight decay would overshoot.
 DEEP = Settings(epochs=20, rate=0.01, decay=1e-4, warmup=1.0)
 """For training that changes the layers of the backbone, once the classifier has been trained."""
 
-FOLDED_RATE = 0.001
+FOLDED_RATE = 0.0005
 """Instead of DEEP's rate, where there is no BatchNorm to hold the values in bounds: quantised files come with it folded."""
 
 SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
