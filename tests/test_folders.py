@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,21 @@ def test_groups_agree_with_comparing_every_pair(hashes):
                 old, new = max(group[i], group[j]), min(group[i], group[j])
                 group = [new if g == old else g for g in group]
     assert groups_alike(hashes) == group
+
+
+@pytest.mark.parametrize("same", [0, 0xFFFF, 0xFFFF_0000_0000_FFFF], ids=["random", "one piece equal", "two pieces equal"])
+def test_the_time_to_group_hashes_does_not_grow_with_the_square_of_their_number(same):
+    rng = np.random.default_rng(0)
+    hashes = (rng.integers(0, 2**63, 20_000, dtype=np.uint64) & ~np.uint64(same)).tolist()
+    hashes += [h ^ (1 << 20) for h in hashes[:5000]]
+    seconds = []
+    for many in (hashes[::5], hashes):
+        started = time.process_time()
+        groups = groups_alike(many)
+        seconds.append(time.process_time() - started)
+    print(f"{len(hashes) // 5} and {len(hashes)} hashes: {seconds[0]:.3f} and {seconds[1]:.3f} s")
+    assert groups[20_000:] == groups[:5000]
+    assert seconds[1] < 15 * seconds[0] + 1  # the square of 5 is 25
 
 
 @needs_shared
