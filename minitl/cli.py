@@ -180,7 +180,7 @@ def remove_empty(folder: Path, ours: bool) -> None:
 
 TRAIN_OPTIONS = (
     "epochs", "rate", "batch", "seed", "patience", "optimiser", "momentum", "decay", "warmup", "smoothing", "mixup", "average", "balance",
-    "layer_decay", "gradual", "dropout", "resume", "imprint", "neither", "max_int8_drop",
+    "layer_decay", "gradual", "dropout", "resume", "imprint", "other", "neither_keep", "max_int8_drop",
 )  # fmt: skip
 """Arguments of transfer.train that are left to their defaults where they are not given."""
 
@@ -277,10 +277,20 @@ def summary(run: Run, out: Path) -> str:
         *kept_epochs(run.report["phases"]),
         costs(run.model.deploy()),
     ]
+    for row in run.report.get("neither", {}).get("rows", ()):
+        if row["chosen"]:
+            lines.append(third_answer(row, run.report["neither"]["unknown"]))
     if run.report["skipped"]:
         lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
                      f"{run.report['skipped'][0]['file']} ({run.report['skipped'][0]['reason']})")  # fmt: skip
     return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS)}"])
+
+
+def third_answer(row: dict[str, Any], unknown: str) -> str:
+    """What 'neither' costs and gains."""
+    gains = [f"{percent(row['rejected_wrong'])} of the wrong answers"] if row["rejected_wrong"] is not None else []
+    gains += [f"{percent(row['rejected_unknown'])} of {unknown}"] if row["rejected_unknown"] is not None else []
+    return f"neither: keeps {percent(row['kept'])} of the validation photos, rejects " + (" and ".join(gains) or "nothing that is known of")
 
 
 def kept_epochs(phases: Sequence[dict[str, Any]]) -> list[str]:
@@ -779,7 +789,8 @@ def parser() -> argparse.ArgumentParser:
     head.add_argument(
         "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"
     )
-    head.add_argument("--neither", metavar="FOLDER", nargs="?", const="", help=NEITHER_HELP)
+    head.add_argument("--neither", dest="other", metavar="FOLDER", nargs="?", const="", help=NEITHER_HELP)
+    head.add_argument("--neither-keep", type=float, metavar="SHARE", help="of the validation photos that are not to be neither (0.95)")
     course = train.add_argument_group("the course of the training; where there are several, of the last")
     course.add_argument(
         "--epochs", type=int, metavar="N", help="at most N passes over the photos (classifier 100, more 20, random weights 60)"

@@ -45,12 +45,14 @@ SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
 
 @dataclass(frozen=True)
 class Phase:
-    """One training of a run. frozen: the mask; epochs that it keeps must beat the loss before it, unless it is the first."""
+    """One training of a run. frozen: the mask; epochs that it keeps must beat the loss before it, unless it is the first. imprint: the
+    classifier is made of mean features instead."""
 
     name: str
     frozen: dict[str, bool | Array]
     settings: Settings
     augmentation: Augmentation = NOTHING
+    imprint: bool = False
 
 
 def settings_of(base: Settings, options: Mapping[str, Any]) -> Settings:
@@ -63,7 +65,9 @@ def settings_of(base: Settings, options: Mapping[str, Any]) -> Settings:
     return replace(base, **given)
 
 
-def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None = None, gradual: bool = False) -> list[Phase]:
+def plan(
+    model: Model, options: Mapping[str, Any], augment: Augmentation | None = None, gradual: bool = False, imprint: bool = False
+) -> list[Phase]:
     """The trainings that lead to the mask of `model`: the classifier alone, then more, at once or (gradual) block by block from the top.
 
     options: settings of the last training; the classifier before it has its own, but for seed and batch. augment: None for the usual,
@@ -74,8 +78,9 @@ def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None 
     usual = NOTHING if head_only else Augmentation.parse("default")
     chosen = usual if augment is None else augment
     if head_only:
-        return [Phase("classifier", last, settings_of(HEAD, options), chosen)]
-    if not model.pretrained:
+        name = "imprinted classifier" if imprint else "classifier"
+        return [Phase(name, last, settings_of(HEAD, options), NOTHING if imprint else chosen, imprint)]
+    if not model.pretrained and not imprint:
         return [Phase("from random weights", last, settings_of(SCRATCH, options), chosen)]
     head = settings_of(HEAD, {name: value for name, value in options.items() if name in ("seed", "batch", "balance")})
     masks = [("fine-tuning", last)]
@@ -91,12 +96,20 @@ def plan(model: Model, options: Mapping[str, Any], augment: Augmentation | None 
             masks.append((f"down to {deeper[i - 1]}", last | below))
     settings = settings_of(deep_settings(model), options)
     each = settings_of(settings, {"epochs": max(settings.epochs // len(masks), 1)})
-    return [Phase("classifier", head_mask(model, last), head), *(Phase(name, mask, each, chosen) for name, mask in masks)]
+    first = Phase("imprinted classifier" if imprint else "classifier", head_mask(model, last), head, imprint=imprint)
+    return [first, *(Phase(name, mask, each, chosen) for name, mask in masks)]
 
 
 def deep_settings(model: Model) -> Settings:
     """DEEP, with the rate that suits the network."""
     return DEEP if model.arguments["batch_norm"] else replace(DEEP, rate=FOLDED_RATE)
+
+
+def rounded_settings(model: Model, seed: int) -> Settings:
+    """For training with rounding, once everything else is done: a tenth of the rate of deeper training."""
+    head_only = model.feature_node in model.graph.frozen_prefix()
+    rate = FOLDED_RATE if head_only else deep_settings(model).rate / 10
+    return Settings(epochs=10, rate=rate, decay=0.0, patience=5, seed=seed, warmup=0.5)
 
 
 def is_frozen(mask: Mapping[str, bool | Array], node: str) -> bool:

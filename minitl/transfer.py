@@ -18,21 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from . import autofreeze, training
+from . import autofreeze, heads, neither, qat, training
 from .augment import Augmentation
 from .autofreeze import Choice
 from .checkpoints import Checkpoint
 from .errors import MinitlError
 from .features import Extraction, Features, Progress, extract
 from .files import printable
-from .folders import Item, Listing, groups_alike, list_folder, split, with_validation
+from .folders import Item, Listing, find_photos, groups_alike, list_folder, split, with_validation
 from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Deployment, Model
-from .phases import DEEP as DEEP
-from .phases import HEAD, NOTHING, Phase, describe_freeze, head_settings, plan, rate_factors, settings_of
-from .phases import SCRATCH as SCRATCH
+from .phases import (
+    HEAD,
+    NOTHING,
+    Phase,
+    describe_freeze,
+    head_mask,
+    head_settings,
+    plan,
+    rate_factors,
+    rounded_settings,
+    settings_of,
+)  # fmt: skip
 from .pictures import CHANGED, Pictures, Views, read_pictures
 from .report import confusion_matrix, nearest_training, reliability, worst_mistakes
 from .training import Epoch, History, Settings, Source, check_trainable
@@ -150,7 +159,8 @@ def train(
 ) -> Run:
     """Train a new classifier, and as much of the backbone as is asked for, on a folder of photos.
 
-    photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder. freeze: as Model.freeze, or 'auto'.
+    photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder.
+    freeze: as Model.freeze, or 'auto'.
     fine_tune: as Model.unfreeze: the classifier first, then this, too; what `freeze` says beside 'all' stays frozen all the same.
     hidden, dropout: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
     """
@@ -180,13 +190,20 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     auto: bool = False,
+    imprint: bool = False,
+    other: str | Path | None = None,
+    neither_keep: float = 0.95,
+    max_int8_drop: float | None = None,
     **options: Any,
 ) -> Run:
     """Train what is not frozen in `model`, in place, on the photos of a folder; calibrate int8; measure both networks.
 
     fraction: share of each class for validation, where the listing is not divided. cache: folder for features, None to keep none.
     augment, gradual: see phases.plan. checkpoint: file to save the state in, now and then and at Ctrl-C; resume: go on from it.
-    auto: measure how much to unfreeze (autofreeze.py) below what is unfrozen already.
+    auto: measure how much to unfreeze (autofreeze.py) below what is unfrozen already. imprint: the classifier is made from the mean
+    features of each class instead of trained (heads.py). other: also learn when a photo shows none of the classes (neither.py), keeping
+    the share neither_keep of the validation photos; '' or a folder of photos of other things to measure by. max_int8_drop: where int8 loses more
+    points of accuracy, train what is not frozen once more with rounding (qat.py).
     options: epochs, seed, ... of training.Settings, instead of those of HEAD, DEEP or SCRATCH.
     Raises MinitlError for anything wrong with the photos.
     """
@@ -205,13 +222,16 @@ def fit(
         note(line)
     if unknown := sorted(options.keys() - {field.name for field in fields(Settings)}):
         raise MinitlError(f"there is no option {unknown[0]!r}; training has {', '.join(field.name for field in fields(Settings))}")
-    phases, choice = plan(model, options, augment, gradual), None
+    if max_int8_drop is not None and not 0 <= max_int8_drop <= 100:
+        raise MinitlError(f"max_int8_drop must be points of accuracy from 0 to 100, found {max_int8_drop}")
+    others = find_photos(other)[0] if other else []
+    phases, choice = plan(model, options, augment, gradual, imprint), None
     photos = Photos(model, cache, notify)
     photos.read(listing, fraction, phases[0].frozen, note)
     depends = {
         "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),
         "weights": model.content().content_hash(),
-        "settings": hashed(sorted(options.items()), str(augment), gradual, auto, __version__),
+        "settings": hashed(sorted(options.items()), str(augment), gradual, auto, imprint, __version__),
     }
     kept = Checkpoint(checkpoint, depends, resume)
     if resume:
@@ -222,7 +242,7 @@ def fit(
             note(line)
         if choice.depth:
             model.unfreeze(choice.depth)
-            phases = plan(model, options, augment, gradual)
+            phases = plan(model, options, augment, gradual, imprint)
     mask = dict(model.graph.frozen)
     epochs: list[Epoch] = []
     history, described = History([]), []
@@ -261,9 +281,22 @@ def fit(
     items, train_at, val_at = photos.items, photos.train_at, photos.val_at
     calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at])
     both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
+    drop = 100 * (both[0].accuracy - both[1].accuracy)
+    if max_int8_drop is not None and drop > max_int8_drop:
+        notify.say(f"int8 loses {drop:.1f} points: training what is not frozen once more, with rounding")
+        rounding = photos.train_rounded(options.get("seed", 0))
+        both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
+        now = 100 * (both[0].accuracy - both[1].accuracy)
+        note(f"int8 lost {drop:.1f} points; after {len(rounding.epochs)} epochs with rounding it loses {now:.1f}"
+             + ("" if rounding.best else ", since none of them was better"))  # fmt: skip
+    third = None
+    if other is not None:
+        third = photos.learn_neither(both[0], others, printable(other), neither_keep)
     model.note(training=describe(described, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
     report = make_report(model, both, epochs, described, photos.skipped, len(train_at))
-    report["mistakes"] = beside_training_photos(report["mistakes"], photos, both[0])
+    report["mistakes"] = photos.beside_training_photos(report["mistakes"], both[0])
+    if third:
+        report["neither"] = third
     times = {"photos": photos.seconds, "training": fit_done - started - photos.seconds, "all": time.monotonic() - started}
     report["seconds"] = {name: round(seconds, 2) for name, seconds in times.items()}
     report["memory"] = {"peak_bytes": peak_memory()}
@@ -272,6 +305,10 @@ def fit(
     report["features_reused"] = photos.found.reused
     report["notes"] = notes
     return Run(model, report, both[0].items, [items[i] for i in train_at], kept)
+
+
+NEAREST_AMONG = 2000
+"""Training photos among which the report looks for those nearest to a mistake."""
 
 
 class Photos:
@@ -283,12 +320,12 @@ class Photos:
         self.skipped: list[dict[str, str]] = []
         self._deep: tuple[Any, Pictures | Features, Features] | None = None
 
-    def _extract(self, frozen: Mapping[str, bool | Array], paths: Sequence[Path]) -> Extraction:
+    def _extract(self, frozen: Mapping[str, bool | Array], paths: Sequence[Path], quiet: bool = False) -> Extraction:
         """Features at the border of a mask; the model's mask stays."""
         graph, started = self.model.graph, time.monotonic()
         before, graph.frozen = graph.frozen, dict(frozen)
         try:
-            return extract(graph, self.model.recipe, paths, self.cache, self.notify.photos)
+            return extract(graph, self.model.recipe, paths, self.cache, None if quiet else self.notify.photos)
         finally:
             graph.frozen = before
             self.seconds += time.monotonic() - started
@@ -367,8 +404,17 @@ class Photos:
             return settings, over
         assert train is not None and val is not None
         factors = rate_factors(self.model, settings.layer_decay)
-        state = kept.state(number, graph, settings, factors)
         labels = self.labels
+        if phase.imprint:
+            assert isinstance(train, Features)
+            heads.imprint(self.model, train.values(), labels[self.train_at])
+            seen = (
+                training.loss_and_accuracy(training.predict(graph, x), labels[at]) for x, at in ((train, self.train_at), (val, self.val_at))
+            )
+            history = History([Epoch(1, *(value for pair in seen for value in pair))], best=1)
+            kept.finish(number, graph, history)
+            return settings, history
+        state = kept.state(number, graph, settings, factors)
         with kept.patient():
             history = training.fit(
                 graph, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch, baseline, factors,
@@ -376,6 +422,56 @@ class Photos:
             )  # fmt: skip
         kept.finish(number, graph, history)
         return settings, history
+
+    # ---- after the training
+
+    def features_now(self, paths: Sequence[Path]) -> Extraction:
+        """What the classifier reads, by the network as it is now."""
+        return self._extract(head_mask(self.model, {}), paths, quiet=True)
+
+    def train_rounded(self, seed: int) -> History:
+        """Quantisation-aware training of what is not frozen; the model stays as it is where int8 gains nothing."""
+        pixels = self._again({}, np.arange(len(self.items)))
+        train, val, labels = pixels.take(self.train_at), pixels.take(self.val_at), self.labels
+        settings = rounded_settings(self.model, seed)
+        return qat.fine_tune(self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch)
+
+    def learn_neither(self, val: Evaluation, others: Sequence[Path], what: str, keep: float) -> dict[str, Any]:
+        """Teach the model its third answer; returns the entry of the report."""
+        model, network = self.model, self.model.deploy()
+        train = self.features_now([self.items[i].path for i in self.train_at])
+        paths = [item.path for item in val.items]
+        pixels = [found for _, found in read_photos(paths, model.recipe) if not isinstance(found, PhotoError)]
+        if len(pixels) != len(paths):
+            raise MinitlError(f"a validation photo such as {printable(paths[0])} {CHANGED}")
+        rows = neither.directions(train.features.values(), self.labels[self.train_at[train.kept]], len(model.classes))
+        here = np.concatenate([model.features(model.recipe.normalise(photo[None])) for photo in pixels])
+        chosen = neither.choose(rows, here, np.concatenate([network.features(photo[None]) for photo in pixels]), keep)
+        model.tell_neither(chosen)
+        unknown, words = neither.unknown_likeness(here, val.labels, rows), "photos of each class, as if it were unknown"
+        if others:
+            found = self.features_now(others)
+            if not found.kept:
+                raise MinitlError(f"none of the {len(others)} photos in {what} can be read; the first: {found.skipped[0][1]}")
+            unknown, words = neither.likeness(found.features.values(), rows), f"{len(found.kept)} photos of {what}"
+        right = val.logits.argmax(axis=1) == val.labels
+        return neither.report(chosen, neither.likeness(here, rows), right, unknown, words if unknown is not None else "")
+
+    def beside_training_photos(self, mistakes: list[dict[str, Any]], val: Evaluation, most: int = 12) -> list[dict[str, Any]]:
+        """The worst mistakes with the training photos that the network finds most alike."""
+        where = {item.name: item.path for item in val.items}
+        shown = mistakes[:most]
+        if not shown:
+            return mistakes
+        among = self.train_at[:: math.ceil(len(self.train_at) / NEAREST_AMONG)]
+        near = self.features_now([self.items[i].path for i in among])
+        far = self.features_now([where[mistake["file"]] for mistake in shown])
+        if len(far.kept) != len(shown):  # one has gone: its neighbours are no loss
+            return mistakes
+        names = [self.items[among[i]].name for i in near.kept]
+        labels = self.labels[among[near.kept]]
+        found = nearest_training(near.features.values(), names, labels, val.classes, far.features.values())
+        return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
 
 
 def hashed(*values: Any) -> str:
@@ -390,29 +486,6 @@ def peak_memory() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-NEAREST_AMONG = 2000
-"""Training photos among which the report looks for those nearest to a mistake."""
-
-
-def beside_training_photos(mistakes: list[dict[str, Any]], photos: Photos, val: Evaluation, most: int = 12) -> list[dict[str, Any]]:
-    """The worst mistakes with the training photos that the network finds most alike."""
-    where = {item.name: item.path for item in val.items}
-    shown = mistakes[:most]
-    if not shown:
-        return mistakes
-    step = math.ceil(len(photos.train_at) / NEAREST_AMONG)
-    among = photos.train_at[::step]
-    frozen = dict.fromkeys(photos.model.graph.match(".." + photos.model.feature_node), True)
-    near = photos._extract(frozen, [photos.items[i].path for i in among])
-    far = photos._extract(frozen, [where[mistake["file"]] for mistake in shown])
-    if len(far.kept) != len(shown):
-        return mistakes
-    names = [photos.items[among[i]].name for i in near.kept]
-    labels = photos.labels[among[near.kept]]
-    found = nearest_training(near.features.rows, names, labels, val.classes, far.features.rows)
-    return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
 
 
 def divide(

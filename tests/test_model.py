@@ -10,7 +10,7 @@ import small_models
 from PIL import Image
 
 import minitl
-from minitl import training, transfer
+from minitl import phases, training, transfer
 from minitl.demo_pictures import draw_photos
 from minitl.errors import MinitlError
 from minitl.images import digest, read_photo
@@ -308,7 +308,7 @@ def test_features_of_any_length_are_learned_from(photos, scale):
     run = minitl.train(backbone, photos, epochs=30)
     rate, history = run.report["settings"]["rate"], run.report["history"]
     print(f"scale {scale}: rate {rate:.4f}, loss {history[0]['train_loss']:.3f} -> {history[-1]['train_loss']:.3f}")
-    assert 0 < rate <= transfer.HEAD_STEP and history[-1]["train_loss"] < (1.2 if scale <= 1e-6 else 0.8)
+    assert 0 < rate <= phases.HEAD_STEP and history[-1]["train_loss"] < (1.2 if scale <= 1e-6 else 0.8)
 
 
 def test_deeper_training_starts_from_the_trained_classifier_and_keeps_nothing_worse(photos):
@@ -330,7 +330,7 @@ def test_all_layers_can_be_trained(photos):
     moved = [
         name for name, array in find(small_models.SMALL).graph.arrays().items() if not np.array_equal(run.model.graph.arrays()[name], array)
     ]
-    assert "conv1/kernel" in moved and "conv1_bn/moving_mean" in moved and run.report["settings"]["rate"] == transfer.SCRATCH.rate
+    assert "conv1/kernel" in moved and "conv1_bn/moving_mean" in moved and run.report["settings"]["rate"] == phases.SCRATCH.rate
     assert [phase["name"] for phase in run.report["phases"]] == ["from random weights"]
 
 
