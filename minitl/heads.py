@@ -7,7 +7,7 @@ times one scale; the bias is 0. So the answer is the class whose direction is ne
 the one that gives the photos the likeliest labels when each is left out of its own class in turn.
 
 When it is better than a trained classifier: with few photos. Monkeys (10 kinds), accuracy in % on 136 photos that neither has seen, mean
-and standard error of ten draws; trained: by transfer.HEAD, where a fifth of the given photos decides when to stop (one at least):
+and standard error of ten draws; trained: by phases.HEAD, where a fifth of the given photos decides when to stop (one at least):
 
     photos of a class               1           2           3           5           10          20          50
     MobileNetV1 0.25, 128 imprinted 38.1 ± 2.3  52.1 ± 1.6  56.9 ± 1.6  62.1 ± 1.3  67.8 ± 0.7  72.1 ± 0.8  72.5 ± 0.7

@@ -3,13 +3,14 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from integer_graphs import Builder, images, random_graph
 from test_header import STRICT, compile_c, emit
 
-from minitl import emit_c, projects, qemu
+from minitl import emit_c, neither, projects, qemu
 from minitl.errors import MinitlError
 from minitl.files import write_together
 from minitl.images import Recipe
@@ -27,6 +28,17 @@ def network(name, classes=("cat", "a dog", "été")):
     build.mean()
     build.dense(len(classes))
     return build.graph(), emit(build.graph(), name, classes=list(classes), recipe=RECIPE)
+
+
+def knowing_neither(name, classes):
+    """(graph, header, rule) of the same network, for which about half of all images show none of the classes."""
+    graph = network(name)[0]
+    watched = graph.ops[-1].inputs[0]
+    graph = replace(graph, watched=watched)
+    values = graph.run_all(images(graph, 40, 3))[watched].astype(int) - graph.tensors[watched].zero_point
+    rows = np.random.default_rng(1).integers(0, 128, (len(classes), values.shape[1])).astype(np.int8)
+    rule = neither.Rule(rows, int(np.median(neither.likeness(values, rows))), np.zeros(len(classes), int), 0)
+    return graph, emit(graph, name, classes=list(classes), recipe=RECIPE, neither=rule), rule
 
 
 def weights_apart(name, classes):
@@ -158,6 +170,23 @@ def test_without_a_recipe_the_project_reads_raw_images(tmp_path):
     done = subprocess.run([tmp_path / "build/net"], input=x.tobytes(), capture_output=True, check=True)
     found = [line.split("\t")[1] for line in done.stdout.decode().splitlines()[1:]]
     assert found == [" ".join(map(str, row)) for row in graph.run(x)]
+
+
+def test_both_projects_say_neither_where_the_model_does(tmp_path):
+    classes = ("cat", "Neither", "été")
+    graph, header, rule = knowing_neither("net", classes)
+    write(tmp_path, projects.plain(header, "net", classes, RECIPE))
+    make(tmp_path, "CFLAGS=-O1 " + " ".join(STRICT))
+    x = images(graph, 40, 3)
+    done = subprocess.run([tmp_path / "build/net"], input=x.tobytes(), capture_output=True, check=True)
+    found = [line.split("\t")[0] for line in done.stdout.decode().splitlines()[1:]]
+    values = graph.run_all(x)
+    says = rule.is_neither(values[graph.watched].astype(int) - graph.tensors[graph.watched].zero_point)
+    known = [classes[i] for i in values[graph.output].argmax(axis=1)]
+    assert found == ["none of these" if no else name for no, name in zip(says, known, strict=True)] and 5 < says.sum() < 35
+    sketch = projects.arduino(header, "net", classes, RECIPE)["examples/net_demo/net_demo.ino"].decode()
+    assert "Serial.print(net_is_neither() ? NET_NEITHER : net_class_names[best]);" in sketch
+    assert "is_neither" not in projects.arduino(network("net")[1], "net", classes, RECIPE)["examples/net_demo/net_demo.ino"].decode()
 
 
 ARDUINO_H = """\
