@@ -8,6 +8,7 @@ carries what is to be said.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import sys
 import time
@@ -164,6 +165,9 @@ def train(
     fine_tune: as Model.unfreeze: the classifier first, then this, too; what `freeze` says beside 'all' stays frozen all the same.
     hidden, dropout: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
     """
+    known = [field.name for field in fields(Settings)]
+    if unknown := sorted(options.keys() - {*known, *inspect.signature(fit).parameters}):
+        raise MinitlError(f"there is no option {unknown[0]!r}; training has {', '.join(known)}")
     settings_of(HEAD, options)  # raises before anything is read
     listing, fraction = choose_photos(photos, val)
     auto = freeze == "auto"
@@ -220,8 +224,6 @@ def fit(
         raise MinitlError(f"the model answers {', '.join(model.classes)}, the photos show {', '.join(listing.classes)}: use replace_head")
     for line in listing.notes:
         note(line)
-    if unknown := sorted(options.keys() - {field.name for field in fields(Settings)}):
-        raise MinitlError(f"there is no option {unknown[0]!r}; training has {', '.join(field.name for field in fields(Settings))}")
     if max_int8_drop is not None and not 0 <= max_int8_drop <= 100:
         raise MinitlError(f"max_int8_drop must be points of accuracy from 0 to 100, found {max_int8_drop}")
     others = find_photos(other)[0] if other else []
