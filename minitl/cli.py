@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from . import demo, emit_c, memory, model, network_report, projects, qemu, report_html, transfer
+from . import demo, doctor, emit_c, memory, model, network_report, projects, qemu, report_html, transfer
 from .augment import Augmentation
 from .checkpoints import Stopped
 from .delivery import deliver
@@ -49,6 +49,7 @@ VECTORS = ("inputs.bin", "logits.bin", "names.txt")
 
 GUIDE = """\
 the usual way:
+  minitl doctor PHOTOS                                      what is wrong with the photos, and what does it cost?
   minitl train PHOTOS --weights mobilenet.tflite -o out     photos/CLASS/*.jpg -> out/model.npz, out/model.h, out/report.png
   minitl predict out/model.npz new.jpg                      what is on a photo?
   minitl report out/model.npz                               what does the int8 network cost, layer by layer?
@@ -271,11 +272,12 @@ def write_run(run: Run, out: Path, name: str) -> None:
 
 def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
-    val = run.report["val"]
+    val, peak = run.report["val"], run.report["memory"]["peak_bytes"]
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
         *kept_epochs(run.report["phases"]),
         costs(run.model.deploy()),
+        f"{duration(run.report['seconds']['all'])}" + (f", at most {peak / 2**20:,.0f} MiB of memory" if peak else ""),
     ]
     for row in run.report.get("neither", {}).get("rows", ()):
         if row["chosen"]:
@@ -318,6 +320,21 @@ def costs(network: Deployment) -> str:
 def proof(network: Deployment) -> list[str]:
     """What was left out of an int8 network, in lines for a terminal."""
     return [row for line in network.summary for row in textwrap.wrap(line, 120, subsequent_indent="  ")]
+
+
+def command_doctor(arguments: argparse.Namespace) -> int:
+    """What is wrong with the photos?"""
+    listing, fraction = transfer.choose_photos(arguments.photos, arguments.val)
+    backbone = model.find(arguments.weights) if arguments.weights else None
+    console = Console(arguments.json)
+    for line in listing.notes:
+        console.say(line)
+    found = doctor.examine(listing, backbone, fraction=fraction, cache=cache_of(arguments), counter=console.counter)
+    if arguments.json:
+        print_json(found.to_dict())
+    else:
+        print("\n".join(found.lines(arguments.all)))
+    return 0
 
 
 def command_evaluate(arguments: argparse.Namespace) -> int:
@@ -818,6 +835,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--no-cache", action="store_true", help="keep no features on disk")
     train.add_argument("--json", action="store_true", help="print the report as JSON")
 
+    one = command("doctor", command_doctor, "say what is wrong with a folder of photos, and what it costs", DOCTOR_DETAILS)
+    one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; nothing in it is changed")
+    one.add_argument("--weights", metavar="NAME|FILE", help="a pretrained network: finds wrong labels, turned and foreign photos")
+    one.add_argument("--val", metavar="FRACTION|FOLDER", help="as for train")
+    one.add_argument("--all", action="store_true", help="name every file, not three of each kind")
+    one.add_argument("--json", action="store_true", help="all findings with all names, as data")
+    one.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
+    one.add_argument("--no-cache", action="store_true", help="keep no features on disk")
+
     one = command("evaluate", command_evaluate, "measure a model on labelled photos", EVALUATE_DETAILS)
     one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
     one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
@@ -917,6 +943,12 @@ Ctrl-C ends the step and saves; a kill loses at most half a minute; --resume goe
   much:          minitl train photos --weights mobilenet.tflite -o out --fine-tune all    everything
   not sure:      minitl train photos --weights mobilenet.tflite -o out --freeze auto      measures which of these is best
   from nothing:  minitl train photos --weights random:mobilenet_v1_0.25_96 --freeze none -o out
+"""
+DOCTOR_DETAILS = """\
+Exit code 0 whatever is found. Findings come the gravest first, each with what it costs and what to do; those that need a network are
+suspicions, to be looked at one by one.
+
+  minitl doctor photos --weights mobilenet_v1_0.25_128_quant.tflite --all
 """
 UNDIVIDED = "all photos were counted; those that the model was trained on, if they are among them, make it look better than it is"
 EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
