@@ -213,8 +213,8 @@ def choose(
         sentences.append("unfreezing lowers the loss of held-out photos by no more than chance would: the classifier alone")
     else:
         sentences.append(
-            f"{describe(depth)}: the loss of held-out photos is lower by {gains[depth].mean():.3f} ± {standard_error(gains[depth]):.3f} than with "
-            f"the classifier alone (accuracy {figure(trials[depth]['accuracy'], trials[depth]['error'])} after {EPOCHS} epochs, "
+            f"{describe(depth)}: the loss of held-out photos is lower by {gains[depth].mean():.3f} ± {standard_error(gains[depth]):.3f} "
+            f"than with the classifier alone (accuracy {figure(trials[depth]['accuracy'], trials[depth]['error'])} after {EPOCHS} epochs, "
             f"{figure(head['accuracy'], head['error'])}): unfreezing pays"
         )
     if len(learning) > 1:

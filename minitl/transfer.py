@@ -206,8 +206,8 @@ def fit(
     augment, gradual: see phases.plan. checkpoint: file to save the state in, now and then and at Ctrl-C; resume: go on from it.
     auto: measure how much to unfreeze (autofreeze.py) below what is unfrozen already. imprint: the classifier is made from the mean
     features of each class instead of trained (heads.py). other: also learn when a photo shows none of the classes (neither.py), keeping
-    the share neither_keep of the validation photos; '' or a folder of photos of other things to measure by. max_int8_drop: where int8 loses more
-    points of accuracy, train what is not frozen once more with rounding (qat.py).
+    the share neither_keep of the validation photos; '' or a folder of photos of other things to measure by. max_int8_drop: where int8 loses
+    more points of accuracy, train what is not frozen once more with rounding (qat.py).
     options: epochs, seed, ... of training.Settings, instead of those of HEAD, DEEP or SCRATCH.
     Raises MinitlError for anything wrong with the photos.
     """
@@ -516,7 +516,9 @@ def check_photos(labels: Array, in_val: Array, classes: Sequence[str], skipped: 
         if not np.any(labels[~in_val] == label):
             raise MinitlError(f"class {name!r} has no photo to train on{why}; add photos of it, or move its folder away")
     if not in_val.any():
-        raise MinitlError(f"there is no photo for validation{why}; add photos: every class needs two that differ")
+        raise MinitlError(
+            f"there is no photo for validation{why}; add photos, every class needs two that differ, or give others with --val"
+        )
 
 
 def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str]) -> None:

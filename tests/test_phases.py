@@ -80,7 +80,7 @@ def test_depths_have_names():
     made = model().unfreeze("conv_pw_12")
     assert made.graph.frozen["conv_dw_12"] is True and "conv_pw_12" not in made.graph.frozen and len(trained(made, made.graph.frozen)) == 3
     for wrong in ("0", "15", "block_99", "conv_pw_77", ""):
-        with pytest.raises(MinitlError, match="expected 1 to 14|there is no layer"):
+        with pytest.raises(MinitlError, match=r"expected 1 to 14|there is no layer"):
             model().unfreeze(wrong)
 
 
