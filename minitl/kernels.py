@@ -143,7 +143,9 @@ def _depthwise_dx(dy, kernel, sh, sw, top, left, dx):  # type: ignore[no-untyped
 def _depthwise_dkernel(x, dy, sh, sw, top, left, dkernel):  # type: ignore[no-untyped-def]
     batch, height, width, channels = x.shape
     dkernel[:] = 0
+    of_image = np.empty_like(dkernel)  # summed image by image: one long sum of 10^5 terms would lose digits
     for n in range(batch):
+        of_image[:] = 0
         for r in range(dy.shape[1]):
             for i in range(dkernel.shape[0]):
                 row = r * sh + i - top
@@ -153,7 +155,8 @@ def _depthwise_dkernel(x, dy, sh, sw, top, left, dkernel):  # type: ignore[no-un
                             column = c * sw + j - left
                             if 0 <= column < width:
                                 for k in range(channels):
-                                    dkernel[i, j, k] += x[n, row, column, k] * dy[n, r, c, k]
+                                    of_image[i, j, k] += x[n, row, column, k] * dy[n, r, c, k]
+        dkernel += of_image
 
 
 def depthwise_conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
@@ -231,16 +234,16 @@ def dense_dkernel(x: Array, dy: Array) -> Array:
 
 
 @njit
-def _affine(x, scale, shift, y):  # type: ignore[no-untyped-def]
+def _add_bias(x, bias, y):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
-            y[n, c] = x[n, c] * scale[c] + shift[c]
+            y[n, c] = x[n, c] + bias[c]
 
 
 def add_bias(x: Array, bias: Array) -> Array:
     """(..., C), (C,) -> (..., C)."""
     y = np.empty(x.shape, x.dtype)
-    _affine(x.reshape(-1, x.shape[-1]), np.ones_like(bias), bias, y.reshape(-1, x.shape[-1]))
+    _add_bias(x.reshape(-1, x.shape[-1]), bias, y.reshape(-1, x.shape[-1]))
     return y
 
 
@@ -279,10 +282,17 @@ def _products(dy, x, mean, total):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _two_affine(dy, x, a, b, shift, dx):  # type: ignore[no-untyped-def]
+def _normalise(x, mean, scale, beta, y):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
-            dx[n, c] = dy[n, c] * a[c] + x[n, c] * b[c] + shift[c]
+            y[n, c] = (x[n, c] - mean[c]) * scale[c] + beta[c]
+
+
+@njit
+def _normalise_dx(dy, x, mean, scale, slope, shift, dx):  # type: ignore[no-untyped-def]
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            dx[n, c] = dy[n, c] * scale[c] + (x[n, c] - mean[c]) * slope[c] + shift[c]
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -300,7 +310,7 @@ def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array
     """(..., C) -> (..., C)."""
     scale = gamma / np.sqrt(variance + x.dtype.type(epsilon))
     y = np.empty(x.shape, x.dtype)
-    _affine(x.reshape(-1, x.shape[-1]), scale, beta - mean * scale, y.reshape(-1, x.shape[-1]))
+    _normalise(x.reshape(-1, x.shape[-1]), mean, scale, beta, y.reshape(-1, x.shape[-1]))
     return y
 
 
@@ -316,9 +326,9 @@ def batch_norm_backward(
     dgamma = (product * inverse).astype(x.dtype)
     scale = gamma * inverse
     slope = np.where(from_batch, -scale * dgamma * inverse / x.dtype.type(len(rows)), 0).astype(x.dtype)
-    shift = np.where(from_batch, -scale * dbeta / x.dtype.type(len(rows)), 0).astype(x.dtype) - slope * mean
+    shift = np.where(from_batch, -scale * dbeta / x.dtype.type(len(rows)), 0).astype(x.dtype)
     dx = np.empty(x.shape, x.dtype)
-    _two_affine(drows, rows, scale, slope, shift, dx.reshape(-1, x.shape[-1]))
+    _normalise_dx(drows, rows, mean, scale, slope, shift, dx.reshape(-1, x.shape[-1]))
     return dx, dgamma, dbeta
 
 

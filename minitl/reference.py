@@ -143,8 +143,7 @@ def moments(x: Array) -> tuple[Array, Array]:
 
 def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
     """(..., C) -> (..., C): gamma * (x - mean) / sqrt(variance + epsilon) + beta."""
-    scale = gamma / np.sqrt(variance + x.dtype.type(epsilon))
-    return x * scale + (beta - mean * scale)
+    return (x - mean) * (gamma / np.sqrt(variance + x.dtype.type(epsilon))) + beta
 
 
 def batch_norm_backward(

@@ -160,6 +160,22 @@ def test_sums_and_statistics_survive_a_large_mean_and_a_large_batch(ops):
 
 
 @both
+def test_gradients_keep_their_digits_in_a_large_batch_far_from_zero(ops):
+    """Activations are positive, so that means are several deviations from 0, and a batch has 10^5 pixels: nothing may cancel."""
+    x, dy, gamma, beta = 20 + draw(3, 32, 40, 40, 3), draw(4, 32, 40, 40, 3), draw(5, 3), draw(6, 3)
+    results = {}
+    for dtype in (np.float64, np.float32):
+        a, da, scale, shift = (array.astype(dtype) for array in (x, dy, gamma, beta))
+        mean, variance = ops.moments(a)
+        y = ops.batch_norm(a, mean, variance, scale, shift, 1e-3)
+        back = ops.batch_norm_backward(da, a, mean, variance, scale, 1e-3, np.ones(3, bool))
+        results[dtype] = (y, *back, ops.depthwise_conv2d_dkernel(a, da, (1, 1), (1, 1, 1, 1), (3, 3)))
+    errors = [relative_error(found, exact) for found, exact in zip(results[np.float32], results[np.float64], strict=True)]
+    print("y, dx, dgamma, dbeta, depthwise dkernel:", [f"{error:.1e}" for error in errors])
+    assert max(errors) < 1e-5
+
+
+@both
 def test_probabilities_of_known_numbers_and_of_huge_logits(ops):
     logits = np.array([[0.0, np.log(3.0)], [1e4, 1e4], [-1e4, 1e4]])
     np.testing.assert_allclose(ops.softmax(logits), [[0.25, 0.75], [0.5, 0.5], [0, 1]], atol=1e-15)
