@@ -13,6 +13,10 @@ BatchNorms stay folded, on their stored statistics. What trains are kernels as t
 or the bias where there is no BatchNorm. So the model's own arrays are trained, nothing has to be unfolded, and a frozen channel keeps its
 bits. Scales of values keep the ranges of the calibration: do not calibrate anew afterwards.
 
+Measured on the monkeys with every range between input and logits 8 times too wide, which leaves 32 of 256 steps: MobileNetV1 0.25 at 128,
+88.6 % in float, 82.0 % in int8; fine-tuned, the classifier alone 85.9 % (three seeds, rate 0.01), all above conv_pw_10 87.5 % (rate 0.002;
+0.008 was too much). V2 0.35 at 96, 90.1 and 64.7 %; the classifier alone 75.7 % (three seeds), all above block_12 79.4 %.
+
 Left out: gamma (a kernel's channel has a scale of its own), Dropout, mixup, and training of the ranges.
 """
 
