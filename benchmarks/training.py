@@ -1,6 +1,8 @@
 """Memory and time of one training step, ours and PyTorch's: the same network, the same numbers, batch 32, float32.
 
-    python benchmarks/training.py [--quick]            PyTorch takes part where it is installed; Linux only (/proc/self/clear_refs)
+    python benchmarks/training.py [--quick] [--threads 1 2]
+
+PyTorch takes part where it is installed; Linux only (/proc/self/clear_refs).
 
 Each figure comes from a fresh process, ours and theirs in turn; medians of three. Two peaks, both of resident memory:
 
@@ -103,6 +105,7 @@ def in_a_process(*arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2][: os.cpu_count()])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -118,7 +121,7 @@ def main():
         print("PyTorch is not installed, so minitl runs alone: pip install minitl[peers]")
     for network in list(NETWORKS)[: 1 if arguments.quick else None]:
         for case in CASES:
-            for threads in (1, 2)[: os.cpu_count()]:
+            for threads in arguments.threads:
                 runs = {who: [] for who in sides}
                 for _ in range(1 if arguments.quick else 3):
                     for who in sides:

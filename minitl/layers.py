@@ -282,7 +282,7 @@ class ReLU(Layer):
     """max(x, 0)."""
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
-        """Keeps its output: where that is zero, no gradient passes."""
+        """Keeps its output, which the next layer keeps anyway if it trains: where that is zero, no gradient passes."""
         y = ops.relu(xs[0])
         return y, y
 

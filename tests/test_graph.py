@@ -249,6 +249,20 @@ def test_what_is_frozen_costs_no_memory():
     assert peaks[1] < peaks[0] / 2 and peaks[2] <= peaks[1]
 
 
+def test_frozen_layers_above_trained_ones_keep_only_what_their_activations_need():
+    """The stem trains alone: gradients pass through all above it, but no input of a frozen convolution or BatchNorm is kept."""
+    x, tapes = images((64, 64, 3), 4, np.float32), []
+    for frozen in ((), ("conv_*",)):
+        graph = mobilenet("mobilenet_v1", input_shape=[64, 64, 3])
+        for pattern in frozen:
+            graph.freeze(pattern)
+        tapes.append(kept_bytes(graph.forward(x)[1]))
+    activations = sum(x.nbytes // 12288 * int(np.prod(graph.shapes[node.name])) for node in graph.nodes if isinstance(node.layer, ReLU6))
+    stem = x.nbytes + 4 * 4 * int(np.prod(graph.shapes["conv1"]))
+    print("tape", tapes, "activations", activations, "stem", stem)
+    assert tapes[1] < 1.02 * (activations + stem) and tapes[1] < 0.65 * tapes[0]
+
+
 def test_evaluation_drops_every_value_after_its_last_reader():
     graph, x = mobilenet("mobilenet_v2", input_shape=[64, 64, 3]), images((64, 64, 3), 4, np.float32)
     graph.evaluate(x)

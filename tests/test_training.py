@@ -61,7 +61,8 @@ def test_frozen_layers_do_not_move(pattern):
     run(graph)
     after = bits(graph)
     moved = {name for name in before if before[name] != after[name]}
-    assert moved == before.keys() - frozen  # all others moved, statistics included
+    idle = {"stem/bias", "dw/bias"}  # before a trained BatchNorm, which takes the mean away: only rounding moves them
+    assert not moved & frozen and moved | idle | frozen == before.keys()  # all others moved, statistics included
 
 
 def test_the_backbone_of_a_network_does_not_move_with_freeze_all():
