@@ -20,8 +20,10 @@ Why not a score of the logits, such as the energy log sum exp (Liu et al. 2020, 
     fruit, ImageNet               84.6 %, 5 %     98.1 %, 88 %          99.5 %, 91 %     99.7 %, 97 %
 
 The largest logit does as the energy. With V2 1.0 at 224 the cosine is the best for a monkey left out, too (93.5 %, energy 92.8 %). The
-Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888) needs C * C numbers, the cosine as many bytes as the classifier. What the
-cosine dislikes is worse pictures of known things: strong blur rejects 24 % of the monkeys (energy 18 %), strong JPEG 41 % (24 %).
+Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888) needs C * C numbers, the cosine as many bytes as the classifier (2,560, 1.1 % of
+the header). The int8 network decides as the float one for 578 of 579 photos. What the cosine does not find is wrong answers: of those on
+monkeys it rejects 10 %. And it dislikes bad pictures of known things: strong blur rejects 24 % of the monkeys (energy 18 %), strong JPEG
+41 % (24 %).
 """
 
 from __future__ import annotations
