@@ -39,6 +39,9 @@ DEEP = Settings(epochs=20, rate=0.01, decay=1e-4, warmup=1.0)
 FOLDED_RATE = 0.0005
 """Instead of DEEP's rate, where there is no BatchNorm to hold the values in bounds: quantised files come with it folded."""
 
+ROUNDED_RATE = 0.002
+"""For training with rounding below the classifier."""
+
 SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
 """For a network whose weights are random."""
 
@@ -105,11 +108,15 @@ def deep_settings(model: Model) -> Settings:
     return DEEP if model.arguments["batch_norm"] else replace(DEEP, rate=FOLDED_RATE)
 
 
-def rounded_settings(model: Model, seed: int) -> Settings:
-    """For training with rounding, once everything else is done: a tenth of the rate of deeper training."""
+def rounded_settings(model: Model, features: Features, seed: int) -> Settings:
+    """For training with rounding (qat.py), once everything else is done.
+
+    Measured on monkeys, all ranges made 8 times as wide on purpose: with these rates MobileNetV1 0.25 at 128 went from 82.0 % to 85.9 (the
+    classifier alone, mean of three seeds) and 87.5 (the blocks above conv_pw_10), of 88.6 in float; four times the second kept nothing.
+    """
     head_only = model.feature_node in model.graph.frozen_prefix()
-    rate = FOLDED_RATE if head_only else deep_settings(model).rate / 10
-    return Settings(epochs=10, rate=rate, decay=0.0, patience=5, seed=seed, warmup=0.5)
+    rate = head_settings(HEAD, features).rate / 2 if head_only else ROUNDED_RATE
+    return Settings(epochs=15, rate=rate, decay=0.0, patience=8, seed=seed, warmup=0.5)
 
 
 def is_frozen(mask: Mapping[str, bool | Array], node: str) -> bool:

@@ -435,7 +435,7 @@ class Photos:
         """Quantisation-aware training of what is not frozen; the model stays as it is where int8 gains nothing."""
         pixels = self._again({}, np.arange(len(self.items)))
         train, val, labels = pixels.take(self.train_at), pixels.take(self.val_at), self.labels
-        settings = rounded_settings(self.model, seed)
+        settings = rounded_settings(self.model, self.found.features, seed)
         return qat.fine_tune(self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch)
 
     def learn_neither(self, val: Evaluation, others: Sequence[Path], what: str, keep: float) -> dict[str, Any]:
