@@ -61,19 +61,33 @@ def _unpatch(dpatches, kh, kw, sh, sw, top, left, dx):  # type: ignore[no-untype
                     at += channels
 
 
-def conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    """(N, H, W, I), (kh, kw, I, O) -> (N, OH, OW, O)."""
+@njit
+def _add_bias(y, bias):  # type: ignore[no-untyped-def]
+    for n in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            y[n, c] += bias[c]
+
+
+def _biased(y: Array, bias: Array | None) -> Array:
+    """Add the bias to a product that nobody else has seen yet, in place."""
+    if bias is not None:
+        _add_bias(y.reshape(-1, y.shape[-1]), bias)
+    return y
+
+
+def conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding, bias: Array | None = None) -> Array:
+    """(N, H, W, I), (kh, kw, I, O), (O,) -> (N, OH, OW, O)."""
     kh, kw, inputs, outputs = kernel.shape
     flat = kernel.reshape(-1, outputs)
     if _is_pointwise((kh, kw), strides, padding):
-        return (x.reshape(-1, inputs) @ flat).reshape(*x.shape[:3], outputs)
+        return _biased((x.reshape(-1, inputs) @ flat).reshape(*x.shape[:3], outputs), bias)
     oh, ow = output_hw(x.shape[1], x.shape[2], (kh, kw), strides, padding)
     y = np.empty((x.shape[0], oh, ow, outputs), x.dtype)
     patches = np.empty((oh, ow, kh * kw * inputs), x.dtype)
     for n in range(x.shape[0]):
         _patches(x[n], kh, kw, *strides, padding[0], padding[2], patches)
         np.matmul(patches.reshape(oh * ow, -1), flat, out=y[n].reshape(oh * ow, outputs))
-    return y
+    return _biased(y, bias)
 
 
 def conv2d_dx(dy: Array, kernel: Array, strides: Pair, padding: Padding, hw: Pair) -> Array:
@@ -105,13 +119,13 @@ def conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Padding, window:
 
 
 @njit
-def _depthwise(x, kernel, sh, sw, top, left, y):  # type: ignore[no-untyped-def]
+def _depthwise(x, kernel, bias, sh, sw, top, left, y):  # type: ignore[no-untyped-def]
     batch, height, width, channels = x.shape
     for n in range(batch):
         for r in range(y.shape[1]):
             for c in range(y.shape[2]):
                 for k in range(channels):
-                    y[n, r, c, k] = 0
+                    y[n, r, c, k] = bias[k]
                 for i in range(kernel.shape[0]):
                     row = r * sh + i - top
                     if 0 <= row < height:
@@ -159,10 +173,10 @@ def _depthwise_dkernel(x, dy, sh, sw, top, left, dkernel):  # type: ignore[no-un
         dkernel += of_image
 
 
-def depthwise_conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    """(N, H, W, C), (kh, kw, C) -> (N, OH, OW, C)."""
+def depthwise_conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding, bias: Array | None = None) -> Array:
+    """(N, H, W, C), (kh, kw, C), (C,) -> (N, OH, OW, C)."""
     y = np.empty((x.shape[0], *output_hw(x.shape[1], x.shape[2], kernel.shape[:2], strides, padding), x.shape[3]), x.dtype)
-    _depthwise(x, kernel, *strides, padding[0], padding[2], y)
+    _depthwise(x, kernel, np.zeros(x.shape[3], x.dtype) if bias is None else bias, *strides, padding[0], padding[2], y)
     return y
 
 
@@ -184,10 +198,10 @@ def depthwise_conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Paddin
 
 
 @njit
-def _dense(x, kernel, y):  # type: ignore[no-untyped-def]
+def _dense(x, kernel, bias, y):  # type: ignore[no-untyped-def]
     for n in range(x.shape[0]):
         for o in range(kernel.shape[1]):
-            y[n, o] = 0
+            y[n, o] = bias[o]
         for i in range(kernel.shape[0]):
             for o in range(kernel.shape[1]):
                 y[n, o] += x[n, i] * kernel[i, o]
@@ -212,10 +226,10 @@ def _dense_dkernel(x, dy, dkernel):  # type: ignore[no-untyped-def]
                 dkernel[i, o] += x[n, i] * dy[n, o]
 
 
-def dense(x: Array, kernel: Array) -> Array:
-    """(N, I), (I, O) -> (N, O). Summed in the same order whatever the batch: an answer never depends on the neighbours."""
+def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """(N, I), (I, O), (O,) -> (N, O). Summed in the same order whatever the batch: an answer never depends on the neighbours."""
     y = np.empty((x.shape[0], kernel.shape[1]), x.dtype)
-    _dense(x, kernel, y)
+    _dense(x, kernel, np.zeros(kernel.shape[1], x.dtype) if bias is None else bias, y)
     return y
 
 
@@ -231,20 +245,6 @@ def dense_dkernel(x: Array, dy: Array) -> Array:
     dkernel = np.empty((x.shape[1], dy.shape[1]), x.dtype)
     _dense_dkernel(x, dy, dkernel)
     return dkernel
-
-
-@njit
-def _add_bias(x, bias, y):  # type: ignore[no-untyped-def]
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            y[n, c] = x[n, c] + bias[c]
-
-
-def add_bias(x: Array, bias: Array) -> Array:
-    """(..., C), (C,) -> (..., C)."""
-    y = np.empty(x.shape, x.dtype)
-    _add_bias(x.reshape(-1, x.shape[-1]), bias, y.reshape(-1, x.shape[-1]))
-    return y
 
 
 @njit

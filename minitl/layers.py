@@ -120,8 +120,8 @@ class Conv2D(_Windowed):
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Convolve, then add the bias."""
-        y = ops.conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]))
-        return _add_bias(ops, params, y), _kept(xs[0], training)
+        y = ops.conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]), params.get("bias"))
+        return y, _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
         """Kernel and bias gradients, none where all is frozen; dx on request."""
@@ -148,8 +148,8 @@ class DepthwiseConv2D(_Windowed):
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Convolve each channel, then add the bias."""
-        y = ops.depthwise_conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]))
-        return _add_bias(ops, params, y), _kept(xs[0], training)
+        y = ops.depthwise_conv2d(xs[0], params["kernel"], self.strides, self.pads(xs[0].shape[1:]), params.get("bias"))
+        return y, _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
         """Kernel and bias gradients, none where all is frozen; dx on request."""
@@ -183,7 +183,7 @@ class Dense(Layer):
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """x @ kernel + bias."""
-        return _add_bias(ops, params, ops.dense(xs[0], params["kernel"])), _kept(xs[0], training)
+        return ops.dense(xs[0], params["kernel"], params.get("bias")), _kept(xs[0], training)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
         """Kernel and bias gradients, none where all is frozen; dx on request."""
@@ -194,10 +194,6 @@ class Dense(Layer):
 
 def _with_bias(kernel: Shape, use_bias: bool) -> dict[str, Shape]:
     return {"kernel": kernel, "bias": kernel[-1:]} if use_bias else {"kernel": kernel}
-
-
-def _add_bias(ops: ModuleType, params: Params, y: Array) -> Array:
-    return ops.add_bias(y, params["bias"]) if "bias" in params else y
 
 
 def _kept(x: Array, training: Training) -> tuple[Array | None, Shape]:

@@ -44,14 +44,14 @@ def _taps(window: Pair, strides: Pair, out_hw: Pair) -> Iterator[tuple[int, int,
 # ---- convolutions: y[n, r, c, o] = sum over i, j, k of x[n, r * sh + i - top, c * sw + j - left, k] * kernel[i, j, k, o]
 
 
-def conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    """(N, H, W, I), (kh, kw, I, O) -> (N, OH, OW, O). A correlation, as in all deep learning: the kernel is not flipped."""
+def conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding, bias: Array | None = None) -> Array:
+    """(N, H, W, I), (kh, kw, I, O), (O,) -> (N, OH, OW, O). A correlation, as in all deep learning: the kernel is not flipped."""
     out_hw = output_hw(x.shape[1], x.shape[2], kernel.shape[:2], strides, padding)
     padded = _pad(x, padding)
     y = np.zeros((x.shape[0], *out_hw, kernel.shape[3]), x.dtype)
     for i, j, tap in _taps(kernel.shape[:2], strides, out_hw):
         y += padded[tap] @ kernel[i, j]
-    return y
+    return y if bias is None else y + bias
 
 
 def conv2d_dx(dy: Array, kernel: Array, strides: Pair, padding: Padding, hw: Pair) -> Array:
@@ -72,14 +72,14 @@ def conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Padding, window:
     return dkernel
 
 
-def depthwise_conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
-    """(N, H, W, C), (kh, kw, C) -> (N, OH, OW, C): each channel has its own small kernel and never meets the others."""
+def depthwise_conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding, bias: Array | None = None) -> Array:
+    """(N, H, W, C), (kh, kw, C), (C,) -> (N, OH, OW, C): each channel has its own small kernel and never meets the others."""
     out_hw = output_hw(x.shape[1], x.shape[2], kernel.shape[:2], strides, padding)
     padded = _pad(x, padding)
     y = np.zeros((x.shape[0], *out_hw, x.shape[3]), x.dtype)
     for i, j, tap in _taps(kernel.shape[:2], strides, out_hw):
         y += padded[tap] * kernel[i, j]
-    return y
+    return y if bias is None else y + bias
 
 
 def depthwise_conv2d_dx(dy: Array, kernel: Array, strides: Pair, padding: Padding, hw: Pair) -> Array:
@@ -103,9 +103,9 @@ def depthwise_conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Paddin
 # ---- dense layers, biases
 
 
-def dense(x: Array, kernel: Array) -> Array:
-    """(N, I), (I, O) -> (N, O)."""
-    return x @ kernel
+def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """(N, I), (I, O), (O,) -> (N, O)."""
+    return x @ kernel if bias is None else x @ kernel + bias
 
 
 def dense_dx(dy: Array, kernel: Array) -> Array:
@@ -116,11 +116,6 @@ def dense_dx(dy: Array, kernel: Array) -> Array:
 def dense_dkernel(x: Array, dy: Array) -> Array:
     """(N, I), (N, O) -> (I, O)."""
     return x.T @ dy
-
-
-def add_bias(x: Array, bias: Array) -> Array:
-    """(..., C), (C,) -> (..., C)."""
-    return x + bias
 
 
 def channel_sum(dy: Array) -> Array:

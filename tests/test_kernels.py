@@ -208,9 +208,11 @@ def cases():
         x, dy, dout = draw(1, *shape), draw(2, n, *out, c), draw(3, n, *out, 5)
         kernel, each = draw(4, *window, c, 5), draw(5, *window, c)
         yield "conv2d", (x, kernel, strides, pads)
+        yield "conv2d", (x, kernel, strides, pads, draw(17, 5))
         yield "conv2d_dx", (dout, kernel, strides, pads, (h, w))
         yield "conv2d_dkernel", (x, dout, strides, pads, window)
         yield "depthwise_conv2d", (x, each, strides, pads)
+        yield "depthwise_conv2d", (x, each, strides, pads, draw(17, c))
         yield "depthwise_conv2d_dx", (dy, each, strides, pads, (h, w))
         yield "depthwise_conv2d_dkernel", (x, dy, strides, pads, window)
         yield "average_pool", (x, window, strides, pads)
@@ -220,7 +222,6 @@ def cases():
     for shape in [(1, 1, 1, 1), (33, 5, 3, 1), (2, 7, 6, 5), (1, 4), (33, 17)]:
         x, dy, scale = draw(6, *shape), draw(7, *shape), np.abs(draw(8, shape[-1])) + 0.1
         mean, vector, from_batch = draw(9, shape[-1]), draw(10, shape[-1]), np.arange(shape[-1]) % 2 == 0
-        yield "add_bias", (x, vector)
         yield "channel_sum", (x,)
         yield "moments", (x,)
         yield "batch_norm", (x, mean, scale, vector, mean, 1e-3)
@@ -238,6 +239,7 @@ def cases():
             kernel, dout = draw(11, shape[-1], 6), draw(12, shape[0], 6)
             targets = np.abs(dout) / np.abs(dout).sum(1, keepdims=True)
             yield "dense", (x, kernel)
+            yield "dense", (x, kernel, draw(17, 6))
             yield "dense_dx", (dout, kernel)
             yield "dense_dkernel", (x, dout)
             yield "softmax", (9 * x,)
@@ -359,7 +361,7 @@ def test_convolutions_and_their_gradients_are_those_of_pytorch(ops, shape, size,
     theirs = kernel.transpose(2, 0, 1)[:, None] if depthwise else kernel.transpose(3, 2, 0, 1)
     tx, tk, tb = nchw(torch, x), torch.tensor(theirs.copy(), requires_grad=True), torch.tensor(bias, requires_grad=True)
     ty = torch.nn.functional.conv2d(tx, tk, tb, stride, pad, groups=channels if depthwise else 1)
-    y = ops.add_bias(getattr(ops, kind)(x, kernel, (stride, stride), (pad,) * 4), bias)
+    y = getattr(ops, kind)(x, kernel, (stride, stride), (pad,) * 4, bias)
     dy = draw(23, *y.shape)
     ty.backward(torch.tensor(dy.transpose(0, 3, 1, 2).copy()))
     dx = getattr(ops, f"{kind}_dx")(dy, kernel, (stride, stride), (pad,) * 4, shape[1:3])
