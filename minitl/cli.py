@@ -350,6 +350,8 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
         print_json(result.summary() | {"notes": [note] if note else []})
         return 0
     print(f"accuracy: {percent(result.accuracy)} of {len(result.items)} photos, {'int8' if arguments.int8 else 'float'}")
+    if result.neither is not None and result.neither.any():
+        print(f"  {word(result.classes)}: {int(result.neither.sum())} of them, counted above by what they are nearest to")
     for name, row, i in zip(result.classes, result.confusion(), range(len(result.classes)), strict=True):
         if sum(row):
             wrong = sorted(((n, result.classes[j]) for j, n in enumerate(row) if j != i and n), reverse=True)[:3]
@@ -848,7 +850,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
     one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
     one.add_argument("--int8", action="store_true", help="measure the int8 network, exactly as the C header computes")
-    one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped")
+    one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped, neither")
     naming(one)
 
     one = command("predict", command_predict, "say what is on photos", PREDICT_DETAILS)

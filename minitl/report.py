@@ -398,9 +398,10 @@ def neither_sentences(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     if chosen:
         threshold = neither.get("threshold")
-        line = f"{neither.get('measure', 'score')} beyond {threshold:.4g}" if isinstance(threshold, float | int) else "beyond the threshold"
+        measure = neither.get("measure", "score")
+        line = f"a {measure} below {threshold:.4g}" if isinstance(threshold, float | int) else "less likeness than the threshold"
         sentences.append(
-            f"The answer is withheld with an {line}: {percent(chosen['kept'])} of the validation photos are answered, "
+            f"The answer is withheld with {line}: {percent(chosen['kept'])} of the validation photos are answered, "
             f"{percent(chosen['accuracy'])} of those rightly, and {percent(chosen['rejected_wrong'])} of the wrong answers are withheld."
         )
     if neither.get("unknown"):

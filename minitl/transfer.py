@@ -60,13 +60,17 @@ class Notify:
 
 @dataclass
 class Evaluation:
-    """How a model does on labelled photos. logits: (N, classes) of the photos in `items`; skipped: name and reason of the others."""
+    """How a model does on labelled photos. logits: (N, classes) of the photos in `items`; skipped: name and reason of the others.
+
+    neither: (N,) bool, which photos it says to show none of the classes; accuracy and confusion take the likeliest class all the same.
+    """
 
     classes: list[str]
     items: list[Item]
     labels: Array
     logits: Array
     skipped: list[dict[str, str]] = field(default_factory=list)
+    neither: Array | None = None
 
     @property
     def accuracy(self) -> float:
@@ -86,6 +90,7 @@ class Evaluation:
             "classes": self.classes,
             "confusion": self.confusion(),
             "skipped": self.skipped,
+            "neither": int(self.neither.sum()) if self.neither is not None else 0,
         }
 
 
@@ -104,20 +109,21 @@ def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], 
     recipe = first.recipe if isinstance(first, Model) else first.pictures()
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
-    logits: list[list[Array]] = [[] for _ in networks]
+    judged: list[list[tuple[Array, Array]]] = [[] for _ in networks]
     for done, (item, (_, found)) in enumerate(zip(items, read_photos([item.path for item in items], recipe), strict=True), start=1):
         if isinstance(found, PhotoError):
             skipped.append({"file": item.name, "reason": found.reason})
         else:
             kept.append(item)
-            for network, answers in zip(networks, logits, strict=True):
-                answers.append(network.logits(found[None]))
+            for network, answers in zip(networks, judged, strict=True):
+                answers.append(network.judge(found[None]))
         if progress:
             progress(done, len(items))
     if not kept:
         raise MinitlError(f"none of the {len(items)} photos can be read; the first: {skipped[0]['file']}: {skipped[0]['reason']}")
     labels = np.array([item.label for item in kept])
-    return [Evaluation(first.classes, kept, labels, np.concatenate(answers), list(skipped)) for answers in logits]
+    both = [(np.concatenate(part) for part in zip(*answers, strict=True)) for answers in judged]
+    return [Evaluation(first.classes, kept, labels, logits, list(skipped), neither) for logits, neither in both]
 
 
 @dataclass

@@ -85,8 +85,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(photos, 
 
 def command(photos, out, *more):
     weights = "random:mobilenet_v1_0.2_32"
-    return [sys.executable, "-m", "minitl", "train", str(photos), "--weights", weights, "--freeze", "none", "--epochs", "40", "--augment", "default",
-            "-o", str(out), "--no-cache", *more]  # fmt: skip
+    words = ["--weights", weights, "--freeze", "none", "--epochs", "40", "--augment", "default", "-o", str(out), "--no-cache", *more]
+    return [sys.executable, "-m", "minitl", "train", str(photos), *words]
 
 
 def test_a_killed_run_goes_on_to_the_same_files(photos, tmp_path):

@@ -246,7 +246,7 @@ def test_names_of_classes_may_be_anything_that_a_folder_can_be_called(run, photo
 
 def test_evaluate_counts_every_photo(run, trained, photos):
     said, exact = run("evaluate", trained / "model.npz", photos), run("evaluate", trained / "model.npz", photos, "--json")
-    assert set(exact.json) == {"accuracy", "count", "classes", "confusion", "skipped", "notes"} and exact.json["count"] == 24
+    assert set(exact.json) == {"accuracy", "count", "classes", "confusion", "skipped", "neither", "notes"} and exact.json["count"] == 24
     model = minitl.load(trained / "model.npz")
     confusion = np.zeros((3, 3), int)
     for path in photos.rglob("*.jpg"):

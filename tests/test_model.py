@@ -425,6 +425,6 @@ def test_evaluating_reads_photos_one_by_one_and_says_which_cannot_be_read(model,
     listing = minitl.folders.list_folder(tmp_path, model.classes)
     result = minitl.evaluate(model, listing.items, int8=True)
     assert [entry["file"] for entry in result.skipped] == ["cat/text.jpg"] and len(result.items) == 10
-    assert set(result.summary()) == {"accuracy", "count", "classes", "confusion", "skipped"}
+    assert set(result.summary()) == {"accuracy", "count", "classes", "confusion", "skipped", "neither"}
     with pytest.raises(MinitlError, match="none of the 1 photos can be read"):
         minitl.evaluate(model, [item for item in listing.items if "text" in item.name])
