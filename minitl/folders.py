@@ -366,12 +366,12 @@ def split(labels: Sequence[int], digests: Sequence[str], hashes: Sequence[int], 
     while True:
         val = _divide(labels, digests, keys, share)
         got = collections.Counter(c for c, v in zip(labels, val, strict=True) if v)
-        starved = sorted(c for c in total if 2 * got[c] < share[c])
-        if repetitive or not starved:
+        starved = [c for c in total if 2 * got[c] < share[c] and c not in repetitive]
+        if not starved:
             break
-        repetitive = starved
+        repetitive += starved  # that moves other groups, so that another class may starve now
         keys = [d if c in starved else key for key, d, c in zip(keys, digests, labels, strict=True)]
-    return Split(np.array(val, bool), [c for c in repetitive if got[c]], sorted(c for c in total if not got[c]))
+    return Split(np.array(val, bool), sorted(c for c in repetitive if got[c]), sorted(c for c in total if not got[c]))
 
 
 def _divide(labels: Sequence[int], digests: Sequence[str], keys: Sequence[str], share: Mapping[int, int]) -> list[bool]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import DATA, WEIGHTS, needs_shared
 from PIL import Image
-from test_images import ordinary_user, unix
+from test_images import unix
 
 from minitl import MinitlError, doctor, load, model
 from minitl.cli import main
@@ -164,7 +164,6 @@ def state(folder):
 
 
 @unix
-@ordinary_user
 def test_the_folder_stays_as_it_is_even_where_it_can_only_be_read(healthy, tmp_path, capsys):
     before = state(healthy)
     for path in [healthy, *healthy.rglob("*")]:
