@@ -20,6 +20,7 @@ from .errors import MinitlError
 from .folders import Item
 from .images import Recipe, read_photo
 from .model import Model, random_backbone
+from .phases import NOTHING
 from .transfer import Run, train
 
 SIZE, COUNT, EPOCHS = 64, 900, 10
@@ -57,7 +58,8 @@ def draw_and_train(out: Path, seed: int, notify: Any) -> Run:
     recipe = Recipe(SIZE, SIZE, resize="squash")
     arguments = {"alpha": 0.25, "input_shape": [SIZE, SIZE, 3], "momentum": 0.9}
     backbone = random_backbone("mobilenet_v1", arguments, recipe, "random weights", seed)
-    return train(backbone, photos, freeze="none", notify=notify, seed=seed, epochs=EPOCHS, rate=0.1, decay=1e-3)
+    course = {"epochs": EPOCHS, "rate": 0.1, "decay": 1e-3, "warmup": 0.0, "augment": NOTHING}  # the pictures vary enough
+    return train(backbone, photos, freeze="none", notify=notify, seed=seed, **course)
 
 
 def check_header(out: Path, model: Model, items: list[Item]) -> str:
