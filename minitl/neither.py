@@ -165,9 +165,14 @@ def choose(rows: Array, val: Array, val_int8: Array, keep: float = 0.95) -> Neit
 
     rows: from directions(), of the training photos. Raises MinitlError for a share that is none.
     """
+    check_share(keep)
+    return Neither(rows, threshold(likeness(val, rows), keep), threshold(likeness(val_int8, rows), keep), keep)
+
+
+def check_share(keep: float) -> None:
+    """MinitlError for a share of validation photos that is none."""
     if not 0.5 <= keep <= 1:
         raise MinitlError(f"the share of validation photos to keep must lie between 0.5 and 1, found {keep:g}")
-    return Neither(rows, threshold(likeness(val, rows), keep), threshold(likeness(val_int8, rows), keep), keep)
 
 
 def threshold(values: Array, keep: float) -> int:

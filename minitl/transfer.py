@@ -232,6 +232,7 @@ def fit(
         note(line)
     if max_int8_drop is not None and not 0 <= max_int8_drop <= 100:
         raise MinitlError(f"max_int8_drop must be points of accuracy from 0 to 100, found {max_int8_drop}")
+    neither.check_share(neither_keep)
     others = find_photos(other)[0] if other else []
     phases, choice = plan(model, options, augment, gradual, imprint), None
     photos = Photos(model, cache, notify)
@@ -251,36 +252,7 @@ def fit(
         if choice.depth:
             model.unfreeze(choice.depth)
             phases = plan(model, options, augment, gradual, imprint)
-    mask = dict(model.graph.frozen)
-    epochs: list[Epoch] = []
-    history, described = History([]), []
-    baseline = math.inf
-    for number, phase in enumerate(phases):
-        phase_started = time.monotonic()
-        model.graph.frozen = dict(phase.frozen)
-        if len(phases) > 1 or phase.augmentation != NOTHING:
-            notify.say(f"training {number + 1} of {len(phases)}: {phase.name}, {describe_freeze(model)} frozen")
-        chosen, history = photos.train(number, phase, kept, baseline, "rate" in options and number == len(phases) - 1)
-        if history.diverged:
-            note(f"{phase.name}: the loss was no longer a number after {len(history.epochs)} epochs; what was best before is kept; "
-                 f"a smaller rate than {chosen.rate:g} may do better")  # fmt: skip
-        best = [line.val_loss for line in history.epochs if line.epoch == history.best]
-        baseline = min([baseline, *best])
-        described.append(
-            {
-                "name": phase.name,
-                "first_epoch": len(epochs) + 1,
-                "last_epoch": len(epochs) + len(history.epochs),
-                "best_epoch": len(epochs) + history.best if history.best else 0,
-                "frozen": describe_freeze(model),
-                "rate": chosen.rate,
-                "augmentation": str(phase.augmentation),
-                "settings": asdict(chosen),
-                "seconds": round(time.monotonic() - phase_started, 2),
-            }
-        )
-        epochs += [replace(line, epoch=len(epochs) + i) for i, line in enumerate(history.epochs, start=1)]
-    model.graph.frozen = mask
+    epochs, described = photos.train_all(phases, kept, options, note)
     fit_done = time.monotonic()
     if kept.problem:
         note(f"the run could not be saved on its way: {kept.problem}")
@@ -289,17 +261,9 @@ def fit(
     items, train_at, val_at = photos.items, photos.train_at, photos.val_at
     calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at])
     both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
-    drop = 100 * (both[0].accuracy - both[1].accuracy)
-    if max_int8_drop is not None and drop > max_int8_drop:
-        notify.say(f"int8 loses {drop:.1f} points: training what is not frozen once more, with rounding")
-        rounding = photos.train_rounded(options.get("seed", 0))
-        both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
-        now = 100 * (both[0].accuracy - both[1].accuracy)
-        note(f"int8 lost {drop:.1f} points; after {len(rounding.epochs)} epochs with rounding it loses {now:.1f}"
-             + ("" if rounding.best else ", since none of them was better"))  # fmt: skip
-    third = None
-    if other is not None:
-        third = photos.learn_neither(both[0], others, printable(other), neither_keep)
+    if max_int8_drop is not None and both[0].accuracy - both[1].accuracy > max_int8_drop / 100:
+        both = photos.train_rounded(both, options.get("seed", 0), note)
+    third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None else None
     model.note(training=describe(described, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
     report = make_report(model, both, epochs, described, photos.skipped, len(train_at))
     report["mistakes"] = photos.beside_training_photos(report["mistakes"], both[0])
@@ -400,6 +364,39 @@ class Photos:
             raise MinitlError(f"{printable(which)} {CHANGED}")
         return found.features
 
+    def train_all(
+        self, phases: Sequence[Phase], kept: Checkpoint, options: Mapping[str, Any], note: Callable[[str], None]
+    ) -> tuple[list[Epoch], list[dict[str, Any]]]:
+        """One training after the other; each has to beat the loss of those before it. Returns all epochs, and the phases for the report."""
+        graph, baseline = self.model.graph, math.inf
+        epochs: list[Epoch] = []
+        described: list[dict[str, Any]] = []
+        for number, phase in enumerate(phases):
+            started, graph.frozen = time.monotonic(), dict(phase.frozen)
+            frozen = describe_freeze(self.model)
+            if len(phases) > 1 or phase.augmentation != NOTHING:
+                self.notify.say(f"training {number + 1} of {len(phases)}: {phase.name}; frozen: {frozen}")
+            settings, history = self.train(number, phase, kept, baseline, "rate" in options and number == len(phases) - 1)
+            if history.diverged:
+                note(f"{phase.name}: the loss was no longer a number after {len(history.epochs)} epochs; what was best before is kept; "
+                     f"a smaller rate than {settings.rate:g} may do better")  # fmt: skip
+            baseline = min([baseline, *(line.val_loss for line in history.epochs if line.epoch == history.best)])
+            described.append(
+                {
+                    "name": phase.name,
+                    "first_epoch": len(epochs) + 1,
+                    "last_epoch": len(epochs) + len(history.epochs),
+                    "best_epoch": len(epochs) + history.best if history.best else 0,
+                    "frozen": frozen,
+                    "rate": settings.rate,
+                    "augmentation": str(phase.augmentation),
+                    "settings": asdict(settings),
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+            )
+            epochs += [replace(line, epoch=len(epochs) + i) for i, line in enumerate(history.epochs, start=1)]
+        return epochs, described
+
     def train(self, number: int, phase: Phase, kept: Checkpoint, baseline: float, own_rate: bool) -> tuple[Settings, History]:
         """One training; returns its settings as they were used."""
         graph, settings = self.model.graph, phase.settings
@@ -437,12 +434,21 @@ class Photos:
         """What the classifier reads, by the network as it is now."""
         return self._extract(head_mask(self.model, {}), paths, quiet=True)
 
-    def train_rounded(self, seed: int) -> History:
+    def train_rounded(self, before: list[Evaluation], seed: int, note: Callable[[str], None]) -> list[Evaluation]:
         """Quantisation-aware training of what is not frozen; the model stays as it is where int8 gains nothing."""
-        pixels = self._again({}, np.arange(len(self.items)))
-        train, val, labels = pixels.take(self.train_at), pixels.take(self.val_at), self.labels
+        pixels, labels = self._again({}, np.arange(len(self.items))), self.labels
+        train, val = pixels.take(self.train_at), pixels.take(self.val_at)
         settings = rounded_settings(self.model, self.found.features, seed)
-        return qat.fine_tune(self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch)
+        lost = 100 * (before[0].accuracy - before[1].accuracy)
+        self.notify.say(f"int8 loses {lost:.1f} points: training what is not frozen once more, with rounding")
+        history = qat.fine_tune(self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch)
+        if not history.best:
+            note(f"int8 loses {lost:.1f} points; none of {len(history.epochs)} epochs with rounding made that better")
+            return before
+        after = evaluate_all([self.model, self.model.deploy()], [self.items[i] for i in self.val_at], self.notify.photos)
+        now = 100 * (after[0].accuracy - after[1].accuracy)
+        note(f"int8 lost {lost:.1f} points; after {history.best} epochs with rounding it loses {now:.1f}")
+        return after
 
     def learn_neither(self, val: Evaluation, others: Sequence[Path], what: str, keep: float) -> dict[str, Any]:
         """Teach the model its third answer; returns the entry of the report."""
