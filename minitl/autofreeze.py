@@ -115,7 +115,7 @@ def standard_error(values: Array) -> float:
 
 
 def divide(labels: Array, digests: Sequence[str], looks: Sequence[int]) -> Array:
-    """(N,) fold 0..FOLDS-1 of every photo: by content, every class in all folds alike, copies in one."""
+    """(N,) fold 0..FOLDS-1 of every photo: by content, every class in all folds alike, copies in one; the last are empty for few photos."""
     folds = np.zeros(len(labels), np.int64)
     groups = np.array(groups_alike(looks))
     counts: dict[int, list[int]] = {}
@@ -189,7 +189,9 @@ def choose(
 ) -> Choice:  # fmt: skip
     """Measure, and decide. done, keep: trials of a run that was stopped, and what is called after each. say: hears the table grow."""
     labels, folds = photos.labels, photos.folds
-    wanted = min(FOLDS, max(1, math.ceil(ENOUGH * FOLDS / len(labels))))
+    wanted = np.unique(folds)[: max(1, math.ceil(ENOUGH * FOLDS / len(labels)))]  # few photos may leave some without any
+    if len(np.unique(folds)) < 2:
+        return Choice(None, [], ["too few different photos to measure whether unfreezing pays: the classifier alone"])
     per_class = len(labels) / len(np.unique(labels))
     learning, sentences = judge_features(photos)
     trials: dict[str | None, Trial] = {trial["depth"]: trial for trial in done}
@@ -199,7 +201,7 @@ def choose(
             break
         if depth not in trials:
             started, losses, right = time.monotonic(), [], []
-            for fold in range(wanted):
+            for fold in wanted:
                 outside = folds == fold
                 logits = try_depth(model, depth, photos, seed, fold)
                 losses.append(softmax_cross_entropy(logits, one_hot(labels[outside], logits.shape[1]))[0])
@@ -226,7 +228,8 @@ def choose(
         epochs, now = epochs_of(int((folds != 0).sum()), DEEP.batch), figure(trials[depth]["accuracy"], trials[depth]["error"])
         sentences.append(
             f"{describe(depth)}: the loss of held-out photos is lower by {gains[depth].mean():.3f} ± {standard_error(gains[depth]):.3f} "
-            f"than with the classifier alone (accuracy {now} after {epochs} epochs, {figure(head['accuracy'], head['error'])}): unfreezing pays"
+            f"than with the classifier alone (accuracy {now} after {epochs} epochs, {figure(head['accuracy'], head['error'])}): "
+            "unfreezing pays"
         )
     if len(learning) > 1:
         more = learning[-1]["accuracy"] - learning[-2]["accuracy"]
