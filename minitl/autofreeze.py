@@ -6,8 +6,11 @@ to it, what it means in sentences, and a learning curve. Nothing here ever sees 
     do the features tell these classes apart?        a linear classifier on them against one on thumbnails of 8x8 pixels: a backbone that
                                                      is hardly better than those transfers badly
     would more photos help?                          the same classifier on a quarter, a half and all of the photos
-    does unfreezing pay?                             short trainings at several depths, on photos held out of them, photo by photo
-                                                     against the classifier alone: deeper only where the loss is lower by more than chance
+    does unfreezing pay?                             short trainings, measured on photos held out of them, photo by photo against the
+                                                     classifier alone: deeper only where the loss is lower by more than chance makes it
+
+A loss here is that of logits times the one factor that suits them best (Guo et al. 2017, arXiv:1706.04599): a network that was trained
+deeper is surer of itself, and would be blamed for that instead of for what it takes for what.
 
 The linear classifier of the first two is regularised least squares: exact, and a matter of milliseconds. Left out: the final training.
 """
@@ -209,7 +212,7 @@ def choose(
             every = np.concatenate(right)
             trials[depth] = {
                 "depth": depth, "accuracy": float(every.mean()), "error": accuracy_error(every), "photos": len(every),
-                "losses": [round(float(loss), 6) for loss in np.concatenate(losses)], "seconds": round(time.monotonic() - started, 1),
+                "losses": [round(float(loss), 6) for loss in losses], "seconds": round(time.monotonic() - started, 1),
             }  # fmt: skip
             if keep:
                 keep(trials[depth])

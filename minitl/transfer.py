@@ -319,7 +319,8 @@ class Photos:
     def sources(self, number: int, phase: Phase) -> tuple[Source, Features]:
         """What training `number` learns from, and what it is validated on."""
         graph = self.model.graph
-        border, first = graph.border(), number == 0
+        border = graph.border()
+        first = number == 0 and [name for name, _ in self.found.features.parts] == border  # 'auto' may have moved it since
         if first and phase.augmentation == NOTHING:
             return self.found.features.take(self.train_at), self.found.features.take(self.val_at)
         key = (border, phase.augmentation)
