@@ -203,13 +203,11 @@ def choose(
         if any(sure(gain) for gain in gains.values()):
             break
         if depth not in trials:
-            started, losses, right = time.monotonic(), [], []
-            for fold in wanted:
-                outside = folds == fold
-                logits = try_depth(model, depth, photos, seed, fold)
-                losses.append(softmax_cross_entropy(logits, one_hot(labels[outside], logits.shape[1]))[0])
-                right.append(logits.argmax(axis=1) == labels[outside])
-            every = np.concatenate(right)
+            started = time.monotonic()
+            logits = np.concatenate([try_depth(model, depth, photos, seed, fold) for fold in wanted])
+            true = np.concatenate([labels[folds == fold] for fold in wanted])
+            every = logits.argmax(axis=1) == true
+            losses = softmax_cross_entropy(logits * np.float32(fitting_scale(logits, true)), one_hot(true, logits.shape[1]))[0]
             trials[depth] = {
                 "depth": depth, "accuracy": float(every.mean()), "error": accuracy_error(every), "photos": len(every),
                 "losses": [round(float(loss), 6) for loss in losses], "seconds": round(time.monotonic() - started, 1),
