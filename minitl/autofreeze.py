@@ -29,6 +29,7 @@ from . import training
 from .augment import Augmentation
 from .features import Features
 from .folders import groups_alike
+from .heads import fitting_scale
 from .kernels import softmax_cross_entropy
 from .layers import Array
 from .model import Model
