@@ -250,6 +250,8 @@ def draw_chart(sheet: Sheet, chart: Chart, x: float, y: float, width: float) -> 
     ]
     first, last = min(xs), max(xs)
     low, high = (max(min(ends), 0.0), chart.top) if chart.top is not None else (0.0, max(ends))
+    if chart.top is not None and low >= high:  # all at the very top
+        low = 0.95 * high
     ticks = nice_ticks(low, high if high > low else low + 1, 6)
     low, high = min(ticks[0], low), max(ticks[-1], high) if chart.top is None else max(chart.top, high)
 

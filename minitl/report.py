@@ -19,7 +19,8 @@ The report; all keys after `facts` may be missing:
     learning: list of {"photos_per_class", "accuracy", "error"}: accuracy of the classifier alone with fewer photos.
     neither: {"measure", "threshold", "rows": list of {"kept", "accuracy", "rejected_wrong", "rejected_unknown" or None, "chosen"},
         "unknown"}: the answer "none of these". kept: share of the validation photos that still get an answer; accuracy: of those;
-        rejected_wrong: share of wrong answers that are withheld; rejected_unknown: of photos of something else, which `unknown` names.
+        rejected_wrong: share of wrong answers that are withheld, None where there are none; rejected_unknown: of photos of something else,
+        which `unknown` names.
 """
 
 from __future__ import annotations
@@ -302,7 +303,8 @@ def learning_sentence(report: Mapping[str, Any]) -> str:
         return ""
     (few, before), (many, after) = points[-2:]
     gain = 100 * (after - before)
-    return f"From {few:,} to {many:,} photos per class the accuracy went from {percent(before)} to {percent(after)} ({gain:+.1f} points)."
+    few, many = (f"{n:,.0f}" if n >= 10 else f"{n:g}" for n in (few, many))
+    return f"From {few} to {many} photos per class the accuracy went from {percent(before)} to {percent(after)} ({gain:+.1f} points)."
 
 
 def calibration_sentences(calibration: Mapping[str, Any]) -> list[str]:
@@ -363,6 +365,12 @@ def layers_sentence(layers: Sequence[Mapping[str, Any]]) -> str:
     return f"{some} of {len(shown)} layers were trained, {moved:,} of {total:,} parameters"
 
 
+def trained_remark(report: Mapping[str, Any]) -> str:
+    """How much was trained, and which of it was for nothing."""
+    idle = ", ".join(f"'{phase['name']}'" for phase in phases(report)[1:] if not phase["best_epoch"])
+    return layers_sentence(report["layers"]) + (f"; nothing of {idle} was kept, since it did no better" if idle else "")
+
+
 def neither_table(report: Mapping[str, Any]) -> Table | None:
     """The trade-off of the answer "none of these", at most a dozen rows."""
     found = (report.get("neither") or {}).get("rows") or []
@@ -400,9 +408,11 @@ def neither_sentences(report: Mapping[str, Any]) -> list[str]:
         threshold = neither.get("threshold")
         measure = neither.get("measure", "score")
         line = f"a {measure} below {threshold:.4g}" if isinstance(threshold, float | int) else "less likeness than the threshold"
+        wrong = chosen["rejected_wrong"]  # None where every answer is right
         sentences.append(
             f"The answer is withheld with {line}: {percent(chosen['kept'])} of the validation photos are answered, "
-            f"{percent(chosen['accuracy'])} of those rightly, and {percent(chosen['rejected_wrong'])} of the wrong answers are withheld."
+            f"{percent(chosen['accuracy'])} of those rightly"
+            + (". There are no wrong answers." if wrong is None else f", and {percent(wrong)} of the wrong answers are withheld.")
         )
     if neither.get("unknown"):
         sentences.append(f"Unknown: {neither['unknown']}.")
@@ -456,7 +466,7 @@ def draw(report: Mapping[str, Any], photos: Path | Mapping[str, Path] | None = N
     _draw_confusion(page, np.array(report["val"]["float"]["confusion"], np.int64), classes)
     _draw_mistakes(page, report, dict(zip(report["classes"], classes, strict=True)), photos)
     _draw_reliability(page, report["val"].get("calibration"))
-    _draw_layers(page, report.get("layers") or [])
+    _draw_layers(page, report)
     _draw_neither(page, report)
     _draw_skipped(page, report["skipped"])
     if report.get("settings"):
@@ -712,12 +722,12 @@ RELIABILITY_MARKS = (
 """Legend of a reliability diagram."""
 
 
-def _draw_layers(page: Page, layers: Sequence[Mapping[str, Any]]) -> None:
+def _draw_layers(page: Page, report: Mapping[str, Any]) -> None:
     """What was frozen: a bar for every layer."""
-    bars = layer_bars(layers)
+    bars = layer_bars(report.get("layers") or [])
     if not bars:
         return
-    page.heading("What was trained", f"{layers_sentence(layers)}; a bar is a layer, its height the logarithm of these")
+    page.heading("What was trained", f"{trained_remark(report)}; a bar is a layer, its height the logarithm of these")
     x = MARGIN
     for text, fill, outline in (
         ("frozen", PALE, GREY),
@@ -737,7 +747,7 @@ def _draw_neither(page: Page, report: Mapping[str, Any]) -> None:
     table, chart = neither_table(report), neither_chart(report)
     if not table or not chart:
         return
-    page.heading("None of these", "what is gained and lost where unsure answers are withheld")
+    page.heading("Neither", "what is gained and lost where unsure answers are withheld")
     upper = page.y
     draw_chart(page, chart, MARGIN, upper, COLUMN)
     page.y += 8

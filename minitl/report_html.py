@@ -257,8 +257,8 @@ def page(report: Mapping[str, Any], photos: Path | Mapping[str, Path] | None = N
         ("confusion", "Confusion matrix", _confusion(report)),
         ("mistakes", "Worst mistakes", _mistakes(report, photos)),
         ("reliability", "Reliability", _reliability(report["val"].get("calibration"))),
-        ("trained", "What was trained", _layers(report.get("layers") or [])),
-        ("neither", "None of these", _neither(report)),
+        ("trained", "What was trained", _layers(report)),
+        ("neither", "Neither", _neither(report)),
         ("skipped", f"Skipped files: {len(report['skipped']):,}", _skipped(report["skipped"])),
         ("settings", "Settings", ("", _list(report.get("settings") or {})) if report.get("settings") else None),
     ]
@@ -298,7 +298,7 @@ def _choice(report: Mapping[str, Any]) -> Section:
     if not table:
         return None
     sentences = _paragraphs(report["auto"].get("sentences") or [])
-    return "tried on this data set before training", _table(table, "Validation accuracy by what is trained") + sentences
+    return "tried on this data set before training", _table(table, "Accuracy on training photos held out, by what is trained") + sentences
 
 
 def _learning(report: Mapping[str, Any]) -> Section:
@@ -471,7 +471,8 @@ def _reliability(calibration: Mapping[str, Any] | None) -> Section:
     return r.RELIABILITY_NOTE, f'<div class="charts">{picture}{words}</div>{_more("As numbers", table)}'
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Section:
+def _layers(report: Mapping[str, Any]) -> Section:
+    layers = report.get("layers") or []
     bars = r.layer_bars(layers)
     if not bars:
         return None
@@ -490,7 +491,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Section:
     ]
     table = _table(r.Table(["layer", "block", "kind", "output", "parameters", "trained"], rows, (0, 1, 2, 5)), "Layers with parameters")
     picture = _scrolling(sheet.finished(1120, lower + 4, f"A bar for every layer: {r.layers_sentence(layers)}", "network"), "layers")
-    note = f"{r.layers_sentence(layers)}; a bar is a layer, its height the logarithm of these"
+    note = f"{r.trained_remark(report)}; a bar is a layer, its height the logarithm of these"
     return note, f'<ul class="legend">{"".join(legend)}</ul>{picture}{_more("Every layer", table)}'
 
 

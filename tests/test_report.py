@@ -141,6 +141,21 @@ CASES = {
         settings={},
         seconds={},
     ),
+    "neither, every answer right": made_up(
+        ["a", "b"],
+        neither={
+            "measure": "cosine",
+            "threshold": 0.6,
+            "unknown": "",
+            "rows": [{"kept": 0.95, "accuracy": 1.0, "rejected_wrong": None, "rejected_unknown": None, "chosen": True}],
+        },
+    ),
+    "always right": made_up(
+        ["a", "b"],
+        history=[{"epoch": 1, "train_loss": 0.0, "train_accuracy": 1.0, "val_loss": 0.0, "val_accuracy": 1.0}],
+        best_epoch=1,
+        learning=[{"photos_per_class": n, "accuracy": 1.0, "error": 0.0} for n in (1, 2)],
+    ),
     "large counts": made_up(
         ["a", "b"], val={"count": 10**6, "float": {"accuracy": 0.5, "confusion": [[10**6, 12345], [7, 0]]}, "int8": None}
     ),
@@ -268,6 +283,18 @@ def test_more_trained_layers_are_more_blue():
     frozen, half, whole = (blue(share) for share in (0.0, 0.5, 1.0))
     print(frozen, half, whole)
     assert abs((half - frozen) * 2 - (whole - frozen)) < 0.02 * (whole - frozen) and whole > frozen + 10_000
+
+
+def test_what_neither_costs_is_said_with_and_without_wrong_answers():
+    said = [" ".join(report_module.neither_sentences(CASES[name])) for name in ("all entries", "neither, every answer right")]
+    assert "35.0 % of the wrong answers are withheld" in said[0] and "There are no wrong answers" in said[1]
+
+
+def test_training_that_kept_nothing_is_not_shown_as_if_it_had():
+    """The second training of these reports has no best epoch."""
+    assert "nothing of 'fine-tuning' was kept" in report_module.trained_remark(CASES["all entries"])
+    better = CASES["all entries"] | {"phases": [phase | {"best_epoch": 1} for phase in CASES["all entries"]["phases"]]}
+    assert report_module.trained_remark(better) == report_module.layers_sentence(better["layers"])
 
 
 def test_thinned_curves_keep_ends_and_extremes():
