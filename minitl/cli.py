@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from .features import default_cache
 from .files import printable, write_atomically, write_together
 from .folders import Item, find_photos, list_folder
 from .folding import fold
-from .images import PhotoError, read_photos
+from .images import PhotoError, read_photo, read_photos
 from .model import Deployment, Model
 from .neither import word
 from .report import draw, to_png
@@ -50,7 +50,7 @@ VECTORS = ("inputs.bin", "logits.bin", "names.txt")
 GUIDE = """\
 the usual way:
   minitl doctor PHOTOS                                      what is wrong with the photos, and what does it cost?
-  minitl train PHOTOS --weights mobilenet.tflite -o out     photos/CLASS/*.jpg -> out/model.npz, out/model.h, out/report.png
+  minitl train PHOTOS --weights mobilenet.tflite -o out     photos/CLASS/*.jpg -> out/model.npz, out/model.h, out/report.html
   minitl predict out/model.npz new.jpg                      what is on a photo?
   minitl report out/model.npz                               what does the int8 network cost, layer by layer?
   minitl export out/model.npz --arduino ~/Arduino/libraries/animals
@@ -131,12 +131,19 @@ def command_train(arguments: argparse.Namespace) -> int:
     for file in (*OUTPUTS, CHECKPOINT):
         spare_input(out / file, arguments.weights)
     augment = Augmentation.parse(arguments.augment) if arguments.augment else None
+    if arguments.imprint and arguments.hidden:
+        raise MinitlError("--imprint makes the classifier from the features themselves: leave --hidden out, or --imprint")
     backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
+    if arguments.other:
+        check_others(arguments.other, backbone)
     is_new = not out.exists()
     prepare_folder(out, arguments.photos)
     console = Console(arguments.json)
+    for line in without_effect(arguments):
+        console.say(line)
     checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not arguments.resume:
+    before = None if arguments.resume else state_of(checkpoint)
+    if before:
         console.say(f"{printable(checkpoint)} of a run that was stopped will be overwritten; --resume would go on with it")
     try:
         run = transfer.train(
@@ -152,13 +159,18 @@ def command_train(arguments: argparse.Namespace) -> int:
             checkpoint=checkpoint,
             **{key: getattr(arguments, key) for key in TRAIN_OPTIONS if getattr(arguments, key) is not None},
         )
-        write_run(run, out, name)
+        try:
+            write_run(run, out, name)
+        except MinitlError as error:
+            if state_of(checkpoint) == before:
+                raise
+            raise MinitlError(f"{error}; the same command with --resume goes on from {printable(checkpoint)}") from None
         run.checkpoint.remove()
     except Stopped:
         again = f"stopped after a whole step and saved in {printable(checkpoint)}: the same command with --resume goes on from there"
         raise Stopped(again if checkpoint.exists() else "stopped; the disk could not be written, so the training so far is lost") from None
     except KeyboardInterrupt:
-        if not checkpoint.exists():
+        if state_of(checkpoint) in (None, before):
             remove_empty(out, is_new)
             raise
         raise Stopped(f"stopped; the same command with --resume goes on from {printable(checkpoint)}") from None
@@ -170,6 +182,38 @@ def command_train(arguments: argparse.Namespace) -> int:
     else:
         print(summary(run, out))
     return 0
+
+
+def state_of(file: Path) -> tuple[int, int] | None:
+    """What tells whether a file was written again; None where there is none."""
+    try:
+        return file.stat().st_mtime_ns, file.stat().st_ino
+    except OSError:
+        return None
+
+
+def check_others(folder: str, backbone: Model) -> None:
+    """MinitlError, before any work is done, where --neither names no photo that can be read."""
+    if not os.path.exists(folder):
+        raise MinitlError(f"--neither {printable(folder)}: there is no such folder; give one of photos of other things, or none at all")
+    paths, problem = find_photos(folder)[0], ""
+    for path in paths:
+        try:
+            read_photo(path, backbone.recipe)
+            return
+        except PhotoError as error:
+            problem = problem or str(error)
+    raise MinitlError(f"--neither {printable(folder)}: none of its photos can be read, such as {problem}")
+
+
+def without_effect(arguments: argparse.Namespace) -> list[str]:
+    """Options that are given and change nothing, as sentences."""
+    shallow = arguments.fine_tune is None and arguments.freeze == "all"
+    given = {"--gradual": arguments.gradual, "--layer-decay": arguments.layer_decay is not None}
+    lines = [f"{name} changes nothing where the classifier alone is trained: --fine-tune trains more" for name in given if given[name]]
+    return (lines if shallow else []) + (
+        ["--neither-keep changes nothing without --neither"] if arguments.neither_keep is not None and arguments.other is None else []
+    )
 
 
 def remove_empty(folder: Path, ours: bool) -> None:
@@ -255,8 +299,11 @@ def prepare_folder(out: Path, photos: str | None = None) -> None:
     except OSError as error:
         raise MinitlError(f"the output folder {out} cannot be made ({error.strerror}); choose another one with -o") from None
     probe = out / f".minitl-{os.getpid()}"
-    write_atomically(probe, b"")
-    probe.unlink(missing_ok=True)
+    try:
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise MinitlError(f"the output folder {out} cannot be written ({error.strerror}); choose another one with -o") from None
 
 
 def write_run(run: Run, out: Path, name: str) -> None:
@@ -277,7 +324,7 @@ def summary(run: Run, out: Path) -> str:
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
         *kept_epochs(run.report["phases"]),
         costs(run.model.deploy()),
-        f"{duration(run.report['seconds']['all'])}" + (f", at most {peak / 2**20:,.0f} MiB of memory" if peak else ""),
+        f"{duration(run.report['seconds']['all'])}" + (f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""),
     ]
     for row in run.report.get("neither", {}).get("rows", ()):
         if row["chosen"]:
@@ -304,7 +351,9 @@ def kept_epochs(phases: Sequence[dict[str, Any]]) -> list[str]:
         if phase["best_epoch"]:
             lines.append(f"{name}kept: epoch {phase['best_epoch'] - phase['first_epoch'] + 1} of {count}")
         elif i:
-            lines.append(f"{name}none of {count} epochs did better on the validation photos; what was there before is kept")
+            lines.append(
+                f"{name}none of {count} epoch{'s' if count > 1 else ''} did better on the validation photos; what was there before is kept"
+            )
     return lines
 
 
@@ -762,9 +811,18 @@ def command_demo(arguments: argparse.Namespace) -> int:
 # ---- words -> commands
 
 
+class Grammar(argparse.ArgumentParser):
+    """argparse's, with a hint where an option took the folder for its own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        taken = self.prog.endswith(" train") and message.endswith(": PHOTOS")
+        super().error(message + ("; put it before --neither, which takes the word after it for its own folder" if taken else ""))
+
+
 def parser() -> argparse.ArgumentParser:
     """The grammar of the command line, and the help that teaches it."""
-    main_parser = argparse.ArgumentParser(
+    main_parser = Grammar(
         prog="minitl",
         description="Transfer learning from a folder of photos to an int8 model in one C header.",
         epilog=GUIDE,
@@ -916,7 +974,7 @@ AUGMENT_HELP = (
     "(default for the classifier alone: none; for more: mirror,crop,colour)"
 )
 NEITHER_HELP = (
-    "also learn when to answer that a photo shows none of the classes; FOLDER: photos of other things, to measure how well that works"
+    "also learn when to answer that a photo shows none of the classes; FOLDER: photos of other things, to measure how well that works "
 )
 INT8_HELP = "where int8 loses more than so many points, train what is not frozen once more with rounding"
 PREDICT_DETAILS = "Exit code 1 if a photo that was named, or all of them, cannot be read."
@@ -968,7 +1026,10 @@ DEMO_DETAILS = "Needs no network, no photos and no weights; a C compiler (cc, gc
 
 def units(text: str) -> tuple[int, ...]:
     """'128' or '128,64'."""
-    return tuple(positive(part) for part in text.split(","))
+    try:
+        return tuple(positive(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected units of a layer, as in 128, or of several, as in 128,64; found {text!r}") from None
 
 
 def positive(text: str) -> int:

@@ -1021,6 +1021,75 @@ def test_impossible_wishes_are_mistakes(run, photos, tmp_path, words, expected):
     assert content(tmp_path) == {}
 
 
+def test_wishes_that_contradict_each_other_are_refused_before_any_work(run, photos, tmp_path, monkeypatch):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "bad.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr(minitl.transfer, "extract", lambda *_: pytest.fail("photos were read"))
+    words = ["train", photos, "-o", tmp_path / "out", *BACKBONE]
+    fails(run(*words, "--imprint", "--hidden", "8"), 1, "leave --hidden out")
+    fails(run(*words, "--neither", tmp_path / "none"), 1, "no such folder")
+    fails(run(*words, "--neither", tmp_path / "bad"), 1, "none of its photos can be read", "bad.jpg")
+    assert not (tmp_path / "out").exists()
+    said = run("train", "-o", tmp_path / "out", *BACKBONE, "--neither", photos)
+    assert said.code == 2 and "before --neither" in said.sentence
+    said = run(*words, "--hidden", "many")
+    assert said.code == 2 and "as in 128" in said.sentence and "'many'" in said.sentence
+
+
+def test_options_that_change_nothing_are_named(run, photos, tmp_path):
+    words = ["train", photos, "-o", tmp_path / "out", "--epochs", 1, *BACKBONE]
+    said = run(*words, "--gradual", "--layer-decay", 0.5, "--neither-keep", 0.9)
+    assert said.code == 0
+    assert [line.split()[0] for line in said.err.splitlines() if "changes nothing" in line] == [
+        "--gradual",
+        "--layer-decay",
+        "--neither-keep",
+    ]
+    said = run(*words, "--gradual", "--layer-decay", 0.5, "--neither-keep", 0.9, "--neither", "--fine-tune", 1)
+    assert said.code == 0 and "changes nothing" not in said.err
+
+
+def test_a_network_that_is_always_right_has_its_third_answer_and_its_report(run, photos, tmp_path):
+    """None of its answers is wrong, so there is no share of wrong answers to speak of."""
+    same = tmp_path / "photos"
+    for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+        (same / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (40 + i, 40), colour).save(same / name / f"{i}.png")
+    said = run("train", same, "-o", tmp_path / "out", "--imprint", "--neither", *BACKBONE)
+    assert said.code == 0 and "100.0 % float" in said.out and "neither: keeps" in said.out
+    assert "There are no wrong answers" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_training_that_was_saved(run, photos, tmp_path, monkeypatch):
+    words = ["train", photos, "-o", tmp_path / "out", "--epochs", 2, *BACKBONE]
+    finish = minitl.checkpoints.Checkpoint.finish
+
+    def slow(self, *arguments):
+        self._saved = -1e9  # as if the training had taken long
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(minitl.checkpoints.Checkpoint, "finish", slow)
+    with monkeypatch.context() as full:
+        full.setattr(cli, "write_together", lambda files: (_ for _ in ()).throw(MinitlError("cannot write: No space left")))
+        fails(run(*words), 1, "No space left", "--resume", "checkpoint.npz")
+    assert os.listdir(tmp_path / "out") == ["checkpoint.npz"]
+    said = run(*words, "--resume")
+    assert said.code == 0 and "going on from" in said.err and sorted(os.listdir(tmp_path / "out")) == sorted(OUTPUTS)
+
+
+def test_a_checkpoint_of_an_earlier_run_is_not_offered_at_ctrl_c(run, photos, tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.npz").write_bytes(b"of another run")
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minitl.transfer, "extract", stopped)
+    said = run("train", photos, "-o", tmp_path, *BACKBONE)
+    assert said.code == 130 and said.sentence == "stopped; files were left as they were"
+    assert os.listdir(tmp_path) == ["checkpoint.npz"]
+
+
 def test_an_output_among_the_photos_is_refused(run, photos, trained, tmp_path):
     """Its report.png would be a photo of the class 'out' in the next run."""
     folder = classes_of(tmp_path / "p", photos)
