@@ -6,10 +6,12 @@ to it, what it means in sentences, and a learning curve. Nothing here ever sees 
     do the features tell these classes apart?        a linear classifier on them against one on thumbnails of 8x8 pixels: a backbone that
                                                      is hardly better than those transfers badly
     would more photos help?                          the same classifier on a quarter, a half and all of the photos
-    does unfreezing pay?                             short trainings, measured on photos held out of them, photo by photo against the
-                                                     classifier alone: deeper only where the loss is lower by more than chance makes it
+    does unfreezing pay?                             short trainings, measured on photos held out of them: what answers more of these
+                                                     rightly is chosen, and the table says how much of that may be chance
 
-A loss here is that of logits times the one factor that suits them best (Guo et al. 2017, arXiv:1706.04599): a network that was trained
+Choosing what looks better, be it by little, is right here: deeper training starts from the trained classifier and is kept only if it
+does better on the validation photos, so that a wrong guess costs time and no accuracy. Where two answer as many rightly, the loss
+decides: that of logits times the one factor that suits them best (Guo et al. 2017, arXiv:1706.04599), since a network that was trained
 deeper is surer of itself, and would be blamed for that instead of for what it takes for what.
 
 The linear classifier of the first two is regularised least squares: exact, and a matter of milliseconds. Left out: the final training.
@@ -113,11 +115,6 @@ def accuracy_error(right: Array) -> float:
     return math.sqrt(share * (1 - share) / (len(right) + 2))
 
 
-def standard_error(values: Array) -> float:
-    """Of the mean of independent values."""
-    return float(np.std(values) / math.sqrt(max(len(values) - 1, 1)))
-
-
 def divide(labels: Array, digests: Sequence[str], looks: Sequence[int]) -> Array:
     """(N,) fold 0..FOLDS-1 of every photo: by content, every class in all folds alike, copies in one; the last are empty for few photos."""
     folds = np.zeros(len(labels), np.int64)
@@ -199,9 +196,8 @@ def choose(
     per_class = len(labels) / len(np.unique(labels))
     learning, sentences = judge_features(photos)
     trials: dict[str | None, Trial] = {trial["depth"]: trial for trial in done}
-    gains: dict[str, Array] = {}
     for depth in (None, *DEPTHS):
-        if any(sure(gain) for gain in gains.values()):
+        if any(better(trials[tried], trials[None]) for tried in trials):
             break
         if depth not in trials:
             started = time.monotonic()
@@ -219,20 +215,15 @@ def choose(
         say(
             f"{describe(depth)}: {figure(trial['accuracy'], trial['error'])} of {trial['photos']} photos held out, {trial['seconds']:.0f} s"
         )
-        if depth is not None:
-            gains[depth] = np.array(trials[None]["losses"]) - np.array(trial["losses"])
     head = trials[None]
-    depth = next((depth for depth, gain in gains.items() if sure(gain)), None)
-    gain = trials[depth]["accuracy"] - head["accuracy"]
+    depth = next((depth for depth, trial in trials.items() if better(trial, head)), None)
+    gain, alone = trials[depth]["accuracy"] - head["accuracy"], figure(head["accuracy"], head["error"])
     if depth is None:
-        sentences.append("unfreezing lowers the loss of held-out photos by no more than chance would: the classifier alone")
+        sentences.append(f"nothing does better on photos held out than the classifier alone, {alone}: more stays frozen")
     else:
-        epochs, now = epochs_of(int((folds != 0).sum()), DEEP.batch), figure(trials[depth]["accuracy"], trials[depth]["error"])
-        sentences.append(
-            f"{describe(depth)}: the loss of held-out photos is lower by {gains[depth].mean():.3f} ± {standard_error(gains[depth]):.3f} "
-            f"than with the classifier alone (accuracy {now} after {epochs} epochs, {figure(head['accuracy'], head['error'])}): "
-            "unfreezing pays"
-        )
+        chance = "" if gain > math.hypot(head["error"], trials[depth]["error"]) else "; that may be chance, but costs nothing but time"
+        now = figure(trials[depth]["accuracy"], trials[depth]["error"])
+        sentences.append(f"{describe(depth)}: {now} of photos held out, {alone} with the classifier alone: unfreezing pays{chance}")
     if len(learning) > 1:
         more = learning[-1]["accuracy"] - learning[-2]["accuracy"]
         error = math.hypot(learning[-1]["error"], learning[-2]["error"]) / 2  # the same photos are asked: far less than independent
@@ -249,9 +240,9 @@ def choose(
     return Choice(depth, rows, sentences, learning)
 
 
-def sure(gain: Array) -> bool:
-    """Whether the mean of the gains (N,), photo by photo, is more than chance makes of them."""
-    return bool(gain.mean() > standard_error(gain))
+def better(trial: Trial, head: Trial) -> bool:
+    """Whether a trial answered more photos rightly than the classifier alone, or as many with a lower loss."""
+    return bool((trial["accuracy"], -np.mean(trial["losses"])) > (head["accuracy"], -np.mean(head["losses"])))
 
 
 def judge_features(photos: Candidates) -> tuple[list[dict[str, Any]], list[str]]:

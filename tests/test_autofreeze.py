@@ -107,7 +107,7 @@ def test_more_photos_raise_the_accuracy_of_a_curve():
     assert many > few and n_many == pytest.approx(4 * n_few, rel=0.1) and 0 < error < 0.06
 
 
-def test_the_choice_is_the_lowest_loss_beyond_chance_and_trials_are_not_repeated(monkeypatch):
+def test_the_choice_is_what_answers_more_rightly_and_trials_are_not_repeated(monkeypatch):
     made, photos = candidates("features")
     calls, kept, said = [], [], []
 
