@@ -45,7 +45,7 @@ from .weights import to_bytes
 
 OUTPUTS = ("model.npz", "model.h", "report.html", "report.png", "report.json")
 CHECKPOINT = "checkpoint.npz"
-VECTORS = ("inputs.bin", "logits.bin", "names.txt")
+VECTORS = ("inputs.bin", "logits.bin", "names.txt", "neither.bin")
 
 GUIDE = """\
 the usual way:
@@ -207,10 +207,12 @@ def check_others(folder: str, backbone: Model) -> None:
 
 
 def without_effect(arguments: argparse.Namespace) -> list[str]:
-    """Options that are given and change nothing, as sentences."""
+    """Options that are given and change nothing, or little, as sentences."""
     shallow = arguments.fine_tune is None and arguments.freeze == "all"
     given = {"--gradual": arguments.gradual, "--layer-decay": arguments.layer_decay is not None}
     lines = [f"{name} changes nothing where the classifier alone is trained: --fine-tune trains more" for name in given if given[name]]
+    if shallow and arguments.weights.startswith("random:"):
+        lines.append("random weights have learnt nothing that a classifier could use: --freeze none trains them, too")
     return (lines if shallow else []) + (
         ["--neither-keep changes nothing without --neither"] if arguments.neither_keep is not None and arguments.other is None else []
     )
@@ -774,7 +776,7 @@ def command_vectors(arguments: argparse.Namespace) -> int:
     prepare_folder(out, arguments.photos)
     console = Console()
     progress = console.counter("photos")
-    names, inputs, logits = [], [], []
+    names, inputs, logits, third = [], [], [], []
     for done, (path, found) in enumerate(read_photos(paths, recipe), start=1):
         if isinstance(found, PhotoError):
             console.say(f"skipped {found}")
@@ -782,14 +784,19 @@ def command_vectors(arguments: argparse.Namespace) -> int:
             names.append(str(path))
             inputs.append(recipe.quantise_pixels(found[None]))
             logits.append(network.original.run(inputs[-1]))
+            if network.neither:
+                third.append(network.judge(found[None])[1].astype(np.uint8))
         progress(done, len(paths))
     if not names:
         raise MinitlError(f"none of the photos in {arguments.photos} can be read")
     listing = "".join(f"{printable(name)}\n" for name in names)
-    contents = (np.concatenate(inputs).tobytes(), np.concatenate(logits).tobytes(), listing.encode())
-    write_together({out / file: content for file, content in zip(VECTORS, contents, strict=True)})
+    contents = [np.concatenate(inputs).tobytes(), np.concatenate(logits).tobytes(), listing.encode()]
+    if third:
+        contents.append(np.concatenate(third).tobytes())
+    write_together({out / file: content for file, content in zip(VECTORS, contents, strict=False)})
     shape, classes = "x".join(map(str, inputs[0].shape[1:])), len(network.classes)
-    print(f"written: {out}: {len(names)} photos; inputs.bin: int8 {shape} each; logits.bin: int8 {classes} each; names.txt")
+    print(f"written: {out}: {len(names)} photos; inputs.bin: int8 {shape} each; logits.bin: int8 {classes} each; names.txt"
+          + ("; neither.bin: a byte each" if third else ""))  # fmt: skip
     return 0
 
 
@@ -1020,6 +1027,7 @@ VECTORS_DETAILS = """\
 inputs.bin  int8, N x height x width x 3: photos prepared and quantised as NAME_run() wants them
 logits.bin  int8, N x classes: what NAME_run() must answer, bit for bit
 names.txt   N lines: which photo it was
+neither.bin uint8, N: what NAME_is_neither() must say; only of models that were trained with --neither
 """
 DEMO_DETAILS = "Needs no network, no photos and no weights; a C compiler (cc, gcc or clang) is used if there is one."
 

@@ -787,6 +787,16 @@ def test_vectors_are_what_python_computes(run, trained, photos, tmp_path):
     assert (tmp_path / "v/logits.bin").read_bytes() == model.quantise().run(q, plain=True).tobytes()
 
 
+def test_vectors_hold_the_third_answer_of_models_that_have_one(run, photos, tmp_path):
+    assert run("train", photos, "-o", tmp_path / "out", "--epochs", 2, "--neither", "--neither-keep", 0.6, *BACKBONE).code == 0
+    said = run("vectors", tmp_path / "out/model.npz", photos, "-o", tmp_path / "v")
+    assert said.code == 0 and "neither.bin" in said.out
+    answers = minitl.deployable(tmp_path / "out/model.npz").predict((tmp_path / "v/names.txt").read_text("utf-8").splitlines())
+    third = (tmp_path / "v/neither.bin").read_bytes()
+    print(f"{sum(third)} of {len(third)} photos are neither")
+    assert third == bytes(answer.neither for answer in answers) and 0 < sum(third) < 24
+
+
 def test_vectors_take_photos_without_classes_and_skip_bad_ones(run, trained, photos, tmp_path):
     loose = tmp_path / "loose"
     shutil.copytree(photos / "apple", loose)
@@ -1047,6 +1057,8 @@ def test_options_that_change_nothing_are_named(run, photos, tmp_path):
     ]
     said = run(*words, "--gradual", "--layer-decay", 0.5, "--neither-keep", 0.9, "--neither", "--fine-tune", 1)
     assert said.code == 0 and "changes nothing" not in said.err
+    said = run("train", photos, "-o", tmp_path / "out", "--epochs", 1, "--weights", "random:mobilenet_v1_0.25_32")
+    assert said.code == 0 and "--freeze none trains them" in said.err
 
 
 def test_a_network_that_is_always_right_has_its_third_answer_and_its_report(run, photos, tmp_path):
