@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,18 @@ class Checkpoint:
 
     def _read(self, path: Path) -> None:
         name = printable(path)
-        try:
+        with _in_words(name):
             arrays = {name: array.copy() for name, array in unpack(path.read_bytes(), name).items()}
             facts = json.loads(arrays.pop(JSON).tobytes())
-            depends = facts.pop("depends")
+            depends = dict(facts.pop("depends"))
             histories = [_history(entry) for entry in facts["histories"]]
-            facts["trials"], facts["step"]
-        except (MinitlError, OSError, KeyError, ValueError, TypeError) as error:
-            raise MinitlError(f"{name} is no checkpoint that can be read ({error}); leave --resume out to begin anew") from None
+            if not all(isinstance(trial["depth"], (str, type(None))) for trial in facts["trials"]):
+                raise ValueError("a depth that was tried is no text")
+            lengths = [len(_numbers(trial["losses"])) for trial in facts["trials"]]
+            for trial in facts["trials"]:
+                _numbers(trial[figure] for figure in ("accuracy", "error", "photos", "seconds"))
+            if len(set(lengths)) > 1 or not isinstance(facts["step"], (dict, type(None))):
+                raise ValueError("its parts do not fit together")
         if other := sorted(what for what in self.depends.keys() | depends.keys() if self.depends.get(what) != depends.get(what)):
             raise MinitlError(
                 f"{name} is of another run: its {', '.join(other)} {'is' if len(other) == 1 else 'are'} not what is given now; "
@@ -93,31 +97,35 @@ class Checkpoint:
             self._restore(graph, "now")
         return histories[number]
 
-    def state(self, number: int, graph: Graph, settings: Settings, factors: Mapping[str, float] | None) -> State | None:
-        """Where training `number` was stopped; the graph gets the parameters of then. None: it has not begun."""
+    def state(self, number: int, graph: Graph, settings: Settings, factors: Mapping[str, float] | None, photos: int) -> State | None:
+        """Where training `number` of so many photos was stopped; the graph gets the parameters of then. None: it has not begun."""
         step = self._facts["step"]
         if step is None or number != len(self._facts["histories"]):
             return None
-        at = begin(graph, settings, np.inf, factors)
         self._restore(graph, "now")
-        at.best_params = {node: dict(params) for node, params in graph.params.items()}
-        _put(at.best_params, self._arrays, "best")
-        for slot, values in at.optimiser.slots.items():
-            for key, array in self._arrays.items():
-                kind, _, rest = key.partition("/")
-                if kind == slot:
-                    node, _, name = rest.rpartition("/")
-                    values[node, name] = array
-        at.optimiser.steps = step["steps"]
-        if at.average:
-            _put(at.average.params, self._arrays, "average")
-            at.average.steps = step["averaged"]
-        at.order = np.frombuffer(self._arrays["order"].tobytes(), np.int64)
-        at.random.bit_generator.state = step["random"]
-        at.best_loss = np.inf if step["best_loss"] is None else step["best_loss"]
-        at.epoch, at.step, at.loss, at.correct = step["epoch"], step["step"], step["loss"], step["correct"]
-        at.history = _history(step["history"])
-        return at
+        with _in_words(printable(self.path or "")):
+            at = begin(graph, settings, np.inf, factors)
+            at.best_params = {node: dict(params) for node, params in graph.params.items()}
+            _put(at.best_params, self._arrays, "best")
+            for slot, values in at.optimiser.slots.items():
+                for key in self._arrays:
+                    kind, _, rest = key.partition("/")
+                    if kind == slot:
+                        node, _, name = rest.rpartition("/")
+                        values[node, name] = _like(graph.params[node][name], self._arrays, key)
+            if at.average:
+                _put(at.average.params, self._arrays, "average")
+                at.average.steps = _whole(step["averaged"])
+            at.order = np.frombuffer(self._arrays["order"].tobytes(), np.int64)
+            if not np.array_equal(np.sort(at.order), np.arange(photos)):
+                raise ValueError(f"its order is not one of {photos} photos")
+            at.random.bit_generator.state = step["random"]
+            at.best_loss = np.inf if step["best_loss"] is None else _numbers([step["best_loss"]])[0]
+            (at.loss,) = _numbers([step["loss"]])
+            at.epoch, at.step, at.correct = (_whole(step[name]) for name in ("epoch", "step", "correct"))
+            at.optimiser.steps = _whole(step["steps"])
+            at.history = _history(step["history"])
+            return at
 
     def keeper(self, number: int, graph: Graph) -> Callable[[State], None] | None:
         """What training.fit calls after every step: saves now and then, and ends the run where Ctrl-C was pressed."""
@@ -193,8 +201,10 @@ class Checkpoint:
             signal.signal(signal.SIGINT, before)
 
     def _restore(self, graph: Graph, kind: str) -> None:
-        graph.params = {node: dict(params) for node, params in graph.params.items()}
-        _put(graph.params, self._arrays, kind)
+        restored = {node: dict(params) for node, params in graph.params.items()}
+        with _in_words(printable(self.path or "")):
+            _put(restored, self._arrays, kind)
+        graph.params = restored
 
 
 def _flat(params: Mapping[str, Params], kind: str) -> dict[str, Array]:
@@ -205,11 +215,46 @@ def _put(params: dict[str, Params], arrays: Mapping[str, Array], kind: str) -> N
     """Replace the parameters by those of the file."""
     for node, of_node in params.items():
         for name, old in of_node.items():
-            new = arrays.get(f"{kind}/{node}/{name}")
-            if new is None or new.shape != old.shape:
-                raise MinitlError(f"the checkpoint does not hold {node}/{name} as this network has it; leave --resume out to begin anew")
-            of_node[name] = new
+            of_node[name] = _like(old, arrays, f"{kind}/{node}/{name}")
+
+
+# ---- a file that may be damaged, or made by somebody else
+
+
+@contextlib.contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """Whatever is wrong with the contents of the file becomes a MinitlError that says what to do."""
+    try:
+        yield
+    except (MinitlError, OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise MinitlError(f"{name} is no checkpoint that can be read ({error!s:.200}); leave --resume out to begin anew") from None
+
+
+def _like(old: Array, arrays: Mapping[str, Array], key: str) -> Array:
+    """An array of the file, which has the shape and the type of another. ValueError where it has not."""
+    new = arrays[key]
+    if new.shape != old.shape or new.dtype != old.dtype:
+        raise ValueError(f"{key} is {new.dtype} {new.shape} there, the network has {old.dtype} {old.shape}")
+    return new
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    """Finite numbers. ValueError for anything else that JSON can hold."""
+    found = list(values)
+    if not all(type(value) in (int, float) and np.isfinite(value) for value in found):
+        raise ValueError("something in it is no number")
+    return found
+
+
+def _whole(value: Any) -> int:
+    """A count. ValueError for anything else that JSON can hold."""
+    if type(value) is not int or not 0 <= value < 10**12:
+        raise ValueError(f"a count in it is {value!r:.40}")
+    return value
 
 
 def _history(entry: Mapping[str, Any]) -> History:
-    return History([Epoch(**line) for line in entry["epochs"]], entry["best"], entry["diverged"])
+    epochs = [Epoch(**line) for line in entry["epochs"]]
+    for line in epochs:
+        _numbers(asdict(line).values())
+    return History(epochs, _whole(entry["best"]), bool(entry["diverged"]))

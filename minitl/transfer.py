@@ -403,12 +403,11 @@ class Photos:
         graph, settings = self.model.graph, phase.settings
         head_only = self.model.feature_node in graph.frozen_prefix()
         over = kept.finished(number, graph)
-        train, val = self.sources(number, phase) if over is None or head_only else (None, None)
-        if head_only and not own_rate and isinstance(train, Features):
-            settings = head_settings(settings, train)
+        if head_only and not own_rate:  # by the features without augmentation, if there is any: these are about as long
+            settings = head_settings(settings, self.found.features.take(self.train_at))
         if over is not None:
             return settings, over
-        assert train is not None and val is not None
+        train, val = self.sources(number, phase)
         factors = rate_factors(self.model, settings.layer_decay)
         labels = self.labels
         if phase.imprint:
@@ -420,7 +419,7 @@ class Photos:
             history = History([Epoch(1, *(value for pair in seen for value in pair))], best=1)
             kept.finish(number, graph, history)
             return settings, history
-        state = kept.state(number, graph, settings, factors)
+        state = kept.state(number, graph, settings, factors, len(self.train_at))
         with kept.patient():
             history = training.fit(
                 graph, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch, baseline, factors,

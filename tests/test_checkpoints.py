@@ -163,6 +163,49 @@ def test_a_damaged_checkpoint_is_refused_in_words(photos, tmp_path, monkeypatch)
             train(photos, path, resume=True)
 
 
+NONSENSE = (None, True, -1, 1.5, "x", [], {}, [1], {"a": 1}, 10**30)
+
+
+def test_whatever_a_checkpoint_claims_no_other_error_escapes(photos, tmp_path, monkeypatch):
+    """Every entry of the JSON replaced by nonsense, arrays that are gone, of another shape, of another type."""
+    path, options = tmp_path / "checkpoint.npz", {"epochs": 1, "average": 0.9, "optimiser": "adamw"}
+    stopped(photos, path, monkeypatch, **options, batch=8)
+    arrays = unpack(path.read_bytes(), "checkpoint")
+    text = arrays.pop(checkpoints.JSON).tobytes()
+    trial = {"depth": None, "accuracy": 0.5, "error": 0.1, "photos": 2, "seconds": 1.0, "losses": [1.0, 2.0]}
+    files = [(arrays, json.dumps(nonsense)) for nonsense in NONSENSE] + [(arrays, "[" * 100_000)]
+    for number, (change, nonsense) in enumerate((change, nonsense) for change in range(60) for nonsense in NONSENSE):
+        facts = json.loads(text) | {"trials": [dict(trial)], "histories": []}
+        places = list(entries(facts))
+        if change < len(places) and number % 8 == change % 8:
+            holder, key = places[change]
+            holder[key] = nonsense
+            files.append((arrays, json.dumps(facts)))
+    assert len(files) > 60
+    for kind in ("now", "best", "average", "mean", "order"):
+        name = next(name for name in arrays if name.startswith(kind))
+        odd = (np.zeros(3, np.float32), np.zeros(arrays[name].shape, np.float16), np.full(arrays[name].shape, 255, np.uint8), None)
+        files += [({k: array for k, array in (arrays | {name: bad}).items() if array is not None}, text.decode()) for bad in odd]
+    refused = 0
+    for other, words in files:
+        path.write_bytes(pack(other | {checkpoints.JSON: np.frombuffer(words.encode(), np.uint8)}))
+        try:
+            train(photos, path, resume=True, batch=8, **options)
+        except MinitlError as error:
+            refused += 1
+            assert "--resume" in str(error)
+    print(f"{refused} of {len(files)} refused, the others were harmless")
+    assert refused > len(files) / 2
+
+
+def entries(facts):
+    """(what holds it, its key or index) of everything in a JSON value, but for the hashes of what the run depends on."""
+    for key, value in facts.items() if isinstance(facts, dict) else enumerate(facts):
+        yield facts, key
+        if isinstance(value, (dict, list)) and key != "depends":
+            yield from entries(value)
+
+
 def test_without_a_checkpoint_a_run_begins_anew_and_says_so(photos, tmp_path):
     said = []
     train(photos, tmp_path / "none.npz", resume=True, notify=transfer.Notify(say=said.append), epochs=2)

@@ -8,7 +8,7 @@ import small_models
 from PIL import Image
 
 import minitl
-from minitl import autofreeze, cli, transfer
+from minitl import autofreeze, cli, phases, transfer
 from minitl.augment import Augmentation
 from minitl.errors import MinitlError
 from minitl.model import find
@@ -152,6 +152,12 @@ def test_auto_ends_with_the_bytes_of_the_depth_that_it_chose(photos, monkeypatch
     told = transfer.train(backbone().note(source=origin), photos, fine_tune="all", **settings)
     assert chosen.model.content().content_hash() == told.model.content().content_hash()
     assert chosen.report["history"] == told.report["history"]
+
+
+def test_a_classifier_on_augmented_photos_has_the_rate_that_suits_its_features(photos):
+    plain, augmented = (transfer.train(backbone(), photos, augment=a, epochs=1).report["phases"][0] for a in (None, Augmentation(0.5)))
+    assert augmented["rate"] == plain["rate"] != phases.HEAD.rate
+    assert transfer.train(backbone(), photos, augment=Augmentation(0.5), rate=0.01, epochs=1).report["phases"][0]["rate"] == 0.01
 
 
 def test_a_full_disk_at_the_end_keeps_the_checkpoint_and_resuming_needs_no_training(photos, tmp_path, monkeypatch, capsys):
