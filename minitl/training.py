@@ -225,7 +225,7 @@ def fit(
     check_trainable(graph)
     classes = graph.shapes[graph.output][0]
     targets = one_hot(train_labels, classes)
-    counts = targets @ class_weights(train_labels, classes) if settings.balance else None
+    counts = class_weights(train_labels, classes) if settings.balance else None
     batches = math.ceil(len(train) / settings.batch)
     at = state or begin(graph, settings, baseline, factors)
     rng, history, started, first = at.random, at.history, time.monotonic(), at.epoch - 1 + at.step / batches
@@ -237,7 +237,11 @@ def fit(
             wanted = targets[chosen]
             if settings.mixup:
                 feeds, wanted = mixed(feeds, wanted, settings.mixup, rng)
-            weights = None if counts is None else counts[chosen]
+            weights = None
+            if counts is not None:  # a mixed photo counts for each of its two classes by itself
+                wanted = wanted * counts
+                weights = wanted.sum(axis=1)
+                wanted = wanted / weights[:, None]
             if settings.smoothing:
                 wanted = wanted * np.float32(1 - settings.smoothing) + np.float32(settings.smoothing / classes)
             done, one = (epoch - 1 + at.step / batches) / settings.epochs, 1 / (batches * settings.epochs)

@@ -439,3 +439,21 @@ def test_mixing_keeps_sums_and_pairs():
     targets = one_hot(np.arange(6) % 3, 3)
     feeds, mixed_targets = mixed({"x": targets.copy()}, targets, 0.4, rng)
     assert np.array_equal(feeds["x"], mixed_targets) and np.allclose(mixed_targets.sum(axis=1), 1)
+
+
+def test_mixing_leaves_the_balance_of_the_classes_as_it_is(monkeypatch):
+    """What all targets of an epoch weigh, class by class: as much as without mixing, since every photo is mixed in as often as out."""
+    weighed = np.zeros(3)
+
+    def step(graph, feeds, targets, optimiser, rate, rng, weights=None):
+        weighed[:] += (targets * weights[:, None]).sum(axis=0)
+        assert np.allclose(targets.sum(axis=1), 1)
+        return np.zeros_like(targets), np.zeros(len(targets), np.float32)
+
+    monkeypatch.setattr(training, "train_step", step)
+    source, _ = images(24)
+    labels = np.array([0] * 18 + [1] * 4 + [2] * 2)
+    graph = small_graph()
+    fit(graph, source, labels, source, labels, Settings(epochs=1, batch=7, mixup=0.4, balance=True))
+    print("of 8 each:", weighed)
+    assert np.allclose(weighed, 8, rtol=1e-6)
