@@ -733,7 +733,7 @@ def check_duplicates(photos: Sequence[Seen]) -> Finding | None:
     if not rows:
         return None
     extra = sum(len(row["files"]) - 1 for row in rows)
-    says = f"{_count(extra, 'photo', 'are')} there more than once in their class"
+    says = f"{_count(extra, 'photo', 'are')} there more than once in {'its' if extra == 1 else 'their'} class"
     costs = f"{len(photos):,} photos are really {len(photos) - extra:,}; what is there twice counts twice, in training and in the accuracy"
     rows.sort(key=lambda row: -len(row["files"]))
     return Finding("duplicates", extra, says, costs, "keep one of each", rows)
