@@ -6,13 +6,11 @@ to it, what it means in sentences, and a learning curve. Nothing here ever sees 
     do the features tell these classes apart?        a linear classifier on them against one on thumbnails of 8x8 pixels: a backbone that
                                                      is hardly better than those transfers badly
     would more photos help?                          the same classifier on a quarter, a half and all of the photos
-    does unfreezing pay?                             short trainings, measured on photos held out of them: what answers more of these
-                                                     rightly is chosen, and the table says how much of that may be chance
+    does unfreezing pay?                             short trainings, measured on photos held out of them: what answers no fewer of
+                                                     these rightly is chosen, and the table says what may be chance
 
-Choosing what looks better, be it by little, is right here: deeper training starts from the trained classifier and is kept only if it
-does better on the validation photos, so that a wrong guess costs time and no accuracy. Where two answer as many rightly, the loss
-decides: that of logits times the one factor that suits them best (Guo et al. 2017, arXiv:1706.04599), since a network that was trained
-deeper is surer of itself, and would be blamed for that instead of for what it takes for what.
+Choosing what looks as good or better, be it by chance, is right here: a trial has fewer epochs than the final training, which starts
+from the trained classifier and is kept only if it does better on the validation photos. So a wrong guess costs time, and no accuracy.
 
 The linear classifier of the first two is regularised least squares: exact, and a matter of milliseconds. Left out: the final training.
 """
@@ -31,8 +29,6 @@ from . import training
 from .augment import Augmentation
 from .features import Features
 from .folders import groups_alike
-from .heads import fitting_scale
-from .kernels import softmax_cross_entropy
 from .layers import Array
 from .model import Model
 from .phases import DEEP, HEAD, NOTHING, deep_settings, head_mask, head_settings
@@ -181,7 +177,7 @@ def try_depth(model: Model, depth: str | None, photos: Candidates, seed: int, fo
 
 
 Trial = dict[str, Any]
-"""What is remembered of a trial: depth, accuracy, losses of the held-out photos, seconds."""
+"""What is remembered of a trial: depth, accuracy, its standard error, photos, seconds."""
 
 
 def choose(
@@ -197,17 +193,16 @@ def choose(
     learning, sentences = judge_features(photos)
     trials: dict[str | None, Trial] = {trial["depth"]: trial for trial in done}
     for depth in (None, *DEPTHS):
-        if any(better(trials[tried], trials[None]) for tried in trials):
+        if deeper(trials) is not None:
             break
         if depth not in trials:
             started = time.monotonic()
             logits = np.concatenate([try_depth(model, depth, photos, seed, fold) for fold in wanted])
             true = np.concatenate([labels[folds == fold] for fold in wanted])
             every = logits.argmax(axis=1) == true
-            losses = softmax_cross_entropy(logits * np.float32(fitting_scale(logits, true)), one_hot(true, logits.shape[1]))[0]
             trials[depth] = {
                 "depth": depth, "accuracy": float(every.mean()), "error": accuracy_error(every), "photos": len(every),
-                "losses": [round(float(loss), 6) for loss in losses], "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(time.monotonic() - started, 1),
             }  # fmt: skip
             if keep:
                 keep(trials[depth])
@@ -216,7 +211,7 @@ def choose(
             f"{describe(depth)}: {figure(trial['accuracy'], trial['error'])} of {trial['photos']} photos held out, {trial['seconds']:.0f} s"
         )
     head = trials[None]
-    depth = next((depth for depth, trial in trials.items() if better(trial, head)), None)
+    depth = deeper(trials)
     gain, alone = trials[depth]["accuracy"] - head["accuracy"], figure(head["accuracy"], head["error"])
     if depth is None:
         sentences.append(f"nothing does better on photos held out than the classifier alone, {alone}: more stays frozen")
@@ -240,9 +235,9 @@ def choose(
     return Choice(depth, rows, sentences, learning)
 
 
-def better(trial: Trial, head: Trial) -> bool:
-    """Whether a trial answered more photos rightly than the classifier alone, or as many with a lower loss."""
-    return bool((trial["accuracy"], -np.mean(trial["losses"])) > (head["accuracy"], -np.mean(head["losses"])))
+def deeper(trials: dict[str | None, Trial]) -> str | None:
+    """The depth whose trial answered no fewer photos rightly than the classifier alone, None if there is none."""
+    return next((depth for depth in trials if depth is not None and trials[depth]["accuracy"] >= trials[None]["accuracy"]), None)
 
 
 def judge_features(photos: Candidates) -> tuple[list[dict[str, Any]], list[str]]:
