@@ -166,7 +166,7 @@ class Cache:
                 self.problem, self.folder = f"the cache folder {self.folder} cannot be used ({error.strerror})", None
 
     def _read(self, path: Path) -> dict[str, Array] | None:
-        """The arrays of a file, the last few of which stay open; None for a damaged one, which is thrown away."""
+        """The arrays of a file, a few of which stay open; None for a damaged one, which is thrown away."""
         if path not in self._open:
             try:
                 arrays = unpack(path.read_bytes(), str(path))
@@ -260,7 +260,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     try:
         for index, (path, found) in enumerate(photos_ahead(read, paths)):
             if not isinstance(found, PhotoError) and found[1] is None and found[0] not in seen and store.get(found[0]) is None:
-                store.places.pop(found[0])  # the cache's file has gone or is damaged: read the photo after all
+                store.places.pop(found[0], None)  # the cache's file has gone or is damaged: read the photo after all
                 found = read(path)
             if isinstance(found, PhotoError):
                 result.skipped.append((path, found.reason))

@@ -240,7 +240,7 @@ def fit(
     depends = {
         "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),
         "weights": model.content().content_hash(),
-        "settings": hashed(sorted(options.items()), str(augment), gradual, auto, imprint, __version__),
+        "settings": hashed(sorted(options.items()), augment, gradual, auto, imprint, __version__),
     }
     kept = Checkpoint(checkpoint, depends, resume)
     if resume:
@@ -455,12 +455,16 @@ class Photos:
         model, network = self.model, self.model.deploy()
         train = self.features_now([self.items[i].path for i in self.train_at])
         paths = [item.path for item in val.items]
-        pixels = [found for _, found in read_photos(paths, model.recipe) if not isinstance(found, PhotoError)]
-        if len(pixels) != len(paths):
-            raise MinitlError(f"a validation photo such as {printable(paths[0])} {CHANGED}")
         rows = neither.directions(train.features.values(), self.labels[self.train_at[train.kept]], len(model.classes))
-        here = np.concatenate([model.features(model.recipe.normalise(photo[None])) for photo in pixels])
-        chosen = neither.choose(rows, here, np.concatenate([network.features(photo[None]) for photo in pixels]), keep)
+        values: list[Array] = []
+        values_int8: list[Array] = []
+        for path, photo in read_photos(paths, model.recipe):
+            if isinstance(photo, PhotoError):
+                raise MinitlError(f"{printable(path)} {CHANGED}")
+            values.append(model.features(model.recipe.normalise(photo[None])))
+            values_int8.append(network.features(photo[None]))
+        here = np.concatenate(values)
+        chosen = neither.choose(rows, here, np.concatenate(values_int8), keep)
         model.tell_neither(chosen)
         unknown, words = neither.unknown_likeness(here, val.labels, rows), "photos of each class, as if it were unknown"
         if others:

@@ -149,6 +149,13 @@ def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path, monkeypatch, t
         train(photos, path, resume=True, **then)
 
 
+def test_the_settings_of_a_run_are_compared_to_the_last_digit(photos, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    stopped(photos, path, monkeypatch, augment=Augmentation(mirror=0.3))
+    with pytest.raises(MinitlError, match="of another run: its settings is"):
+        train(photos, path, resume=True, augment=Augmentation(mirror=0.30000001))
+
+
 def test_a_damaged_checkpoint_is_refused_in_words(photos, tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.npz"
     stopped(photos, path, monkeypatch)

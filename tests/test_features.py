@@ -16,7 +16,7 @@ from minitl import features
 from minitl.demo_pictures import draw_photos
 from minitl.features import Cache, Row, cache_key, extract
 from minitl.graph import INPUT, Graph
-from minitl.images import read_photo
+from minitl.images import PhotoError, read_photo
 from minitl.layers import Add, Conv2D
 from minitl.model import find
 
@@ -244,6 +244,30 @@ def test_a_damaged_cache_file_is_thrown_away_and_computed_again(photos, tmp_path
         assert len(passes) in (0, len(photos))
         passes.clear()
         assert rows(model, photos, tmp_path).tobytes() == good.tobytes() and not passes
+
+
+def test_a_photo_that_vanishes_with_its_row_is_named_and_its_copy_is_read(photos, tmp_path, monkeypatch):
+    model, copy, reads = frozen(), tmp_path / "copy.png", []
+    shutil.copy(photos[0], copy)
+    good = rows(model, photos[:1], tmp_path)
+    initialise, read = Cache.__init__, features.read_bytes
+
+    def known_but_gone(self, *arguments):
+        initialise(self, *arguments)
+        self._open.clear()
+        for path in cached_files(tmp_path):
+            path.unlink()
+
+    def read_once(path):
+        reads.append(path)
+        if path == photos[0] and reads.count(path) == 2:
+            raise PhotoError(str(path), "it is gone")
+        return read(path)
+
+    monkeypatch.setattr(Cache, "__init__", known_but_gone)
+    monkeypatch.setattr(features, "read_bytes", read_once)
+    found = extract(model.graph, model.recipe, [photos[0], copy], tmp_path)
+    assert found.skipped == [(photos[0], "it is gone")] and found.features.values().tobytes() == good.tobytes()
 
 
 def test_rows_of_another_shape_or_type_are_not_taken(photos, tmp_path):
