@@ -60,12 +60,12 @@ class Checkpoint:
             facts = json.loads(arrays.pop(JSON).tobytes())
             depends = dict(facts.pop("depends"))
             histories = [_history(entry) for entry in facts["histories"]]
-            if not all(isinstance(trial["depth"], (str, type(None))) for trial in facts["trials"]):
-                raise ValueError("a depth that was tried is no text")
-            lengths = [len(_numbers(trial["losses"])) for trial in facts["trials"]]
             for trial in facts["trials"]:
                 _numbers(trial[figure] for figure in ("accuracy", "error", "photos", "seconds"))
-            if len(set(lengths)) > 1 or not isinstance(facts["step"], (dict, type(None))):
+            depths = [trial["depth"] for trial in facts["trials"]]
+            if depths[:1] not in ([], [None]) or not all(isinstance(depth, str) for depth in depths[1:]):
+                raise ValueError("the depths that were tried are not what is tried")
+            if not isinstance(facts["step"], (dict, type(None))):
                 raise ValueError("its parts do not fit together")
         if other := sorted(what for what in self.depends.keys() | depends.keys() if self.depends.get(what) != depends.get(what)):
             raise MinitlError(
