@@ -11,6 +11,7 @@ to it, what it means in sentences, and a learning curve. Nothing here ever sees 
 
 Choosing what looks as good or better, be it by chance, is right here: a trial has fewer epochs than the final training, which starts
 from the trained classifier and is kept only if it does better on the validation photos. So a wrong guess costs time, and no accuracy.
+Where the classifier alone is all but perfect, or too few photos can be held out to say anything, nothing more is tried.
 
 The linear classifier of the first two is regularised least squares: exact, and a matter of milliseconds. Left out: the final training.
 """
@@ -46,6 +47,10 @@ ended 8 points below where they end when they are given time."""
 ENOUGH = 150
 """Held-out photos: with so many, one fold is enough; with fewer, up to FOLDS take turns."""
 FOLDS = 4
+TOO_FEW = 20
+
+ALL_BUT_PERFECT = 0.98
+"""Share of right answers of the classifier alone from which on nothing is left to gain."""
 
 MOST = 2000
 """Photos that take part; more would cost time and change little."""
@@ -187,13 +192,13 @@ def choose(
     """Measure, and decide. done, keep: trials of a run that was stopped, and what is called after each. say: hears the table grow."""
     labels, folds = photos.labels, photos.folds
     wanted = np.unique(folds)[: max(1, math.ceil(ENOUGH * FOLDS / len(labels)))]  # few photos may leave some without any
-    if len(np.unique(folds)) < 2:
+    if len(np.unique(folds)) < 2 or np.isin(folds, wanted).sum() < TOO_FEW:
         return Choice(None, [], ["too few different photos to measure whether unfreezing pays: the classifier alone"])
     per_class = len(labels) / len(np.unique(labels))
     learning, sentences = judge_features(photos)
     trials: dict[str | None, Trial] = {trial["depth"]: trial for trial in done}
     for depth in (None, *DEPTHS):
-        if deeper(trials) is not None:
+        if deeper(trials) is not None or (depth and trials[None]["accuracy"] >= ALL_BUT_PERFECT):
             break
         if depth not in trials:
             started = time.monotonic()
@@ -213,12 +218,15 @@ def choose(
     head = trials[None]
     depth = deeper(trials)
     gain, alone = trials[depth]["accuracy"] - head["accuracy"], figure(head["accuracy"], head["error"])
-    if depth is None:
-        sentences.append(f"nothing does better on photos held out than the classifier alone, {alone}: more stays frozen")
+    if len(trials) == 1:
+        sentences.append(f"the classifier alone answers {alone} of photos held out rightly: little is left to gain by more")
+    elif depth is None:
+        sentences.append(f"nothing does as well on photos held out as the classifier alone, {alone}: more stays frozen")
     else:
-        chance = "" if gain > math.hypot(head["error"], trials[depth]["error"]) else "; that may be chance, but costs nothing but time"
         now = figure(trials[depth]["accuracy"], trials[depth]["error"])
-        sentences.append(f"{describe(depth)}: {now} of photos held out, {alone} with the classifier alone: unfreezing pays{chance}")
+        pays = gain > math.hypot(head["error"], trials[depth]["error"])
+        verdict = "unfreezing pays" if pays else "unfreezing may pay; it is kept only if it does better on the validation photos"
+        sentences.append(f"{describe(depth)}: {now} of photos held out, {alone} with the classifier alone: {verdict}")
     if len(learning) > 1:
         more = learning[-1]["accuracy"] - learning[-2]["accuracy"]
         error = math.hypot(learning[-1]["error"], learning[-2]["error"]) / 2  # the same photos are asked: far less than independent
@@ -248,7 +256,7 @@ def judge_features(photos: Candidates) -> tuple[list[dict[str, Any]], list[str]]
     curve = [{"photos_per_class": round(per_class, 1), "accuracy": a, "error": error} for a, error, per_class in points]
     accuracy, error, _ = points[-1]
     small, small_error, _ = accuracy_of(thumbnails(photos.pictures.pixels), labels, folds)
-    if accuracy < small + 2 * math.hypot(error, small_error) or accuracy - small < 0.2 * (1 - small):
+    if accuracy - small < 0.2 * (1 - small):  # of the errors that thumbnails make, features have to spare a fifth
         said = (
             f"this backbone transfers badly: a linear classifier reaches {figure(accuracy, error)} on its features and "
             f"{figure(small, small_error)} on thumbnails of 8x8 pixels; try another backbone"

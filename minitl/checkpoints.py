@@ -41,10 +41,13 @@ class Checkpoint:
     """The file of one run. path None: nothing is kept. depends: {what: its hash}, all that the numbers of the run follow from.
 
     resume: go on with what the file holds; where there is none, begin. Raises MinitlError for a file of another run, or a damaged one.
+    say: hears when the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, depends: Mapping[str, str], resume: bool = False) -> None:
-        self.path, self.depends = path, dict(depends)
+    def __init__(
+        self, path: Path | None, depends: Mapping[str, str], resume: bool = False, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.path, self.depends, self.say = path, dict(depends), say
         self.problem = ""
         self.resumed = False
         self._facts: dict[str, Any] = {"histories": [], "step": None, "trials": []}
@@ -69,7 +72,7 @@ class Checkpoint:
                 raise ValueError("its parts do not fit together")
         if other := sorted(what for what in self.depends.keys() | depends.keys() if self.depends.get(what) != depends.get(what)):
             raise MinitlError(
-                f"{name} is of another run: its {', '.join(other)} {'is' if len(other) == 1 else 'are'} not what is given now; "
+                f"{name} is of another run: it was made with other {', '.join(other)}; "
                 "give the same command as then, or leave --resume out to begin anew"
             )
         self._facts, self._arrays, self.resumed = facts | {"histories": histories}, arrays, True
@@ -169,6 +172,8 @@ class Checkpoint:
             write_atomically(self.path, pack(arrays))
             self.problem = ""
         except MinitlError as error:
+            if not self.problem:
+                self.say(f"the run cannot be saved on its way: {error}")
             self.problem = str(error)
         self._saved = time.monotonic()
 

@@ -58,7 +58,7 @@ def draw_and_train(out: Path, seed: int, notify: Any) -> Run:
     recipe = Recipe(SIZE, SIZE, resize="squash")
     arguments = {"alpha": 0.25, "input_shape": [SIZE, SIZE, 3], "momentum": 0.9}
     backbone = random_backbone("mobilenet_v1", arguments, recipe, "random weights", seed)
-    course: dict[str, Any] = {"epochs": EPOCHS, "rate": 0.1, "decay": 1e-3, "warmup": 0.0, "augment": NOTHING}  # the pictures vary enough
+    course: dict[str, Any] = {"epochs": EPOCHS, "rate": 0.1, "decay": 1e-3, "warmup": 1.0, "augment": NOTHING}  # the pictures vary enough
     return train(backbone, photos, freeze="none", notify=notify, seed=seed, **course)
 
 

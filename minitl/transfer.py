@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import math
 import sys
 import time
@@ -239,10 +240,12 @@ def fit(
     photos.read(listing, fraction, phases[0].frozen, note)
     depends = {
         "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),
-        "weights": model.content().content_hash(),
-        "settings": hashed(sorted(options.items()), augment, gradual, auto, imprint, __version__),
+        "weights": hashed(
+            *(model.graph.params[node] for node in model.graph.match(".." + model.feature_node) if node in model.graph.params)
+        ),
+        "settings": hashed(sorted(options.items()), augment, gradual, auto, imprint, model.arguments, model.content().frozen, __version__),
     }
-    kept = Checkpoint(checkpoint, depends, resume)
+    kept = Checkpoint(checkpoint, depends, resume, note)
     if resume:
         note(f"going on from {checkpoint}" if kept.resumed else "there is no checkpoint to go on from: beginning anew")
     if auto:
@@ -254,12 +257,13 @@ def fit(
             phases = plan(model, options, augment, gradual, imprint)
     epochs, described = photos.train_all(phases, kept, options, note)
     fit_done = time.monotonic()
-    if kept.problem:
-        note(f"the run could not be saved on its way: {kept.problem}")
-
     notify.say("calibrating int8 and measuring both networks on the validation photos")
     items, train_at, val_at = photos.items, photos.train_at, photos.val_at
     calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at])
+    try:
+        model.deploy()
+    except MinitlError as problem:
+        raise MinitlError(f"the trained network has no int8 form, a smaller rate may help ({problem})") from None
     both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
     if max_int8_drop is not None and both[0].accuracy - both[1].accuracy > max_int8_drop / 100:
         both = photos.train_rounded(both, options.get("seed", 0), note)
@@ -493,8 +497,14 @@ class Photos:
 
 
 def hashed(*values: Any) -> str:
-    """SHA-256 of what the values look like."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()
+    """SHA-256 of what the values look like, and of all numbers of arrays."""
+    sha = hashlib.sha256()
+    for value in values:
+        arrays = value if isinstance(value, dict) and any(isinstance(part, np.ndarray) for part in value.values()) else {}
+        sha.update(repr(sorted(arrays)).encode() if arrays else repr(value).encode())
+        for name in sorted(arrays):
+            sha.update(arrays[name].tobytes())
+    return sha.hexdigest()
 
 
 def peak_memory() -> int | None:
@@ -540,7 +550,13 @@ def check_photos(labels: Array, in_val: Array, classes: Sequence[str], skipped: 
 def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str]) -> None:
     """Calibrate int8 on training photos, chosen by their content so that the same photos give the same header."""
     chosen = [items[i].path for i in sorted(range(len(items)), key=lambda i: digests[i])[:CALIBRATION_PHOTOS]]
-    model.calibrate(found for _, found in read_photos(chosen, model.recipe) if not isinstance(found, PhotoError))
+    pixels = (found for _, found in read_photos(chosen, model.recipe) if not isinstance(found, PhotoError))
+    first = next(pixels, None)
+    if first is None:
+        raise MinitlError(
+            f"no training photo can be read any more, such as {printable(chosen[0])}: put them back; --resume goes on from there"
+        )
+    model.calibrate(itertools.chain([first], pixels))
 
 
 def describe(phases: Sequence[Mapping[str, Any]], n_train: int, n_val: int, accuracy: float, accuracy_int8: float) -> dict[str, Any]:
