@@ -49,7 +49,8 @@ class Checkpoint:
     ) -> None:
         self.path, self.depends, self.say = path, dict(depends), say
         self.problem = ""
-        self.resumed = False
+        self.resumed, self._going_on = False, resume
+        self._besides: Checkpoint | None = None
         self._facts: dict[str, Any] = {"histories": [], "step": None, "trials": []}
         self._arrays: dict[str, Array] = {}
         self._saved, self._asked = time.monotonic(), False
@@ -177,11 +178,21 @@ class Checkpoint:
             self.problem = str(error)
         self._saved = time.monotonic()
 
+    def beside(self, name: str, graph: Graph, depends: Mapping[str, str]) -> Checkpoint:
+        """A file of its own for a last training on another graph, that of int8; this one is saved first, with what came before."""
+        if self.path is None:
+            return Checkpoint(None, {})
+        self._save(graph, None)
+        self._besides = Checkpoint(self.path.with_name(name), self.depends | dict(depends), self._going_on, self.say)
+        return self._besides
+
     def remove(self) -> None:
         """The run is over and its results are written."""
         if self.path:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+        if self._besides:
+            self._besides.remove()
 
     # ---- Ctrl-C
 

@@ -38,7 +38,7 @@ from .images import Recipe
 from .integer import IMAGES_AT_ONCE, IntegerGraph, Op, Requantise, Tensor, Weighted, quantise_multipliers
 from .layers import Array, BatchNorm, Layer, Params, Shape, Training
 from .quantize import Calibration, input_mean, quantise, quantise_kernel
-from .training import Epoch, History, Settings, Source
+from .training import Epoch, History, Settings, Source, State
 
 PIXELS, LOGITS = "input/int8", "output/float"
 """The first and the last node of a graph that trains: images to int8, int8 to float logits."""
@@ -295,6 +295,8 @@ def frozen_once(twin: Graph, network: IntegerGraph, recipe: Recipe, source: Sour
 
 # ---- training
 
+Course = tuple[State | None, Callable[[State], None] | None]
+
 
 def accuracy(network: IntegerGraph, recipe: Recipe, source: Source, labels: Array) -> float:
     """Share of photos, 0..1, that the integer network answers rightly: as evaluate() measures it of what is deployed."""
@@ -312,11 +314,13 @@ def fine_tune(
     val_labels: Array,
     settings: Settings,
     report: Callable[[Epoch, float], None] | None = None,
+    course: Callable[[Graph, Settings], Course] | None = None,
 ) -> History:
     """Train what is not frozen as int8 will compute it; keep that only if int8 then answers more validation photos rightly.
 
     train, val: sources of images {INPUT: ...} from the model's recipe; from Features of pixels the frozen part is computed only once.
     The losses of the history are those of the int8 network; `best` is 0 where the model was left as it was. The calibration stays.
+    course: called with the graph that trains: the state to go on from, and what keeps it, as training.fit takes them.
     Raises MinitlError for a model that was never calibrated or has no integer form, and where nothing can be trained.
     """
     twin, network, places = trainable_int8(model.graph, model.calibration, model.recipe)
@@ -324,8 +328,9 @@ def fine_tune(
     train_rows, val_rows = (frozen_once(twin, network, model.recipe, source) for source in (train, val))
     baseline, _ = training.loss_and_accuracy(training.predict(twin, val_rows), val_labels)
     settings = replace(settings, mixup=0.0)  # there are no int8 values between those of two photos
+    state, keep = course(twin, settings) if course else (None, None)
     try:
-        history = training.fit(twin, train_rows, train_labels, val_rows, val_labels, settings, report, baseline)
+        history = training.fit(twin, train_rows, train_labels, val_rows, val_labels, settings, report, baseline, state=state, keep=keep)
     except Diverged:
         return History([], diverged=True)
     if history.best:

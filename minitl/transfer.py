@@ -28,6 +28,7 @@ from .errors import MinitlError
 from .features import Extraction, Features, Progress, extract
 from .files import printable
 from .folders import Item, Listing, find_photos, groups_alike, list_folder, split, with_validation
+from .graph import Graph
 from .images import PhotoError, read_photos
 from .kernels import softmax
 from .layers import Array
@@ -265,8 +266,8 @@ def fit(
     except MinitlError as problem:
         raise MinitlError(f"the trained network has no int8 form, a smaller rate may help ({problem})") from None
     both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
-    if max_int8_drop is not None and both[0].accuracy - both[1].accuracy > max_int8_drop / 100:
-        both = photos.train_rounded(both, options.get("seed", 0), note)
+    if max_int8_drop is not None and points_lost(both) > max_int8_drop:
+        both = photos.train_rounded(both, options.get("seed", 0), kept, note)
     third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None else None
     model.note(training=describe(described, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
     report = make_report(model, both, epochs, described, photos.skipped, len(train_at))
@@ -438,20 +439,28 @@ class Photos:
         """What the classifier reads, by the network as it is now."""
         return self._extract(head_mask(self.model, {}), paths, quiet=True)
 
-    def train_rounded(self, before: list[Evaluation], seed: int, note: Callable[[str], None]) -> list[Evaluation]:
+    def train_rounded(self, before: list[Evaluation], seed: int, kept: Checkpoint, note: Callable[[str], None]) -> list[Evaluation]:
         """Quantisation-aware training of what is not frozen; the model stays as it is where int8 gains nothing."""
         pixels, labels = self._again({}, np.arange(len(self.items))), self.labels
         train, val = pixels.take(self.train_at), pixels.take(self.val_at)
         settings = rounded_settings(self.model, self.found.features, seed)
-        lost = 100 * (before[0].accuracy - before[1].accuracy)
+        lost = points_lost(before)
         self.notify.say(f"int8 loses {lost:.1f} points: training what is not frozen once more, with rounding")
-        history = qat.fine_tune(self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch)
+        own = kept.beside("checkpoint-int8.npz", self.model.graph, {"network before it": self.model.content().content_hash()})
+
+        def course(twin: Graph, settings: Settings) -> qat.Course:
+            return own.state(0, twin, settings, {}, len(train)), own.keeper(0, twin)
+
+        with own.patient():
+            history = qat.fine_tune(
+                self.model, train, labels[self.train_at], val, labels[self.val_at], settings, self.notify.epoch, course
+            )  # fmt: skip
         if not history.best:
             note(f"int8 loses {lost:.1f} points; none of {len(history.epochs)} epochs with rounding made that better")
             return before
         after = evaluate_all([self.model, self.model.deploy()], [self.items[i] for i in self.val_at], self.notify.photos)
-        now = 100 * (after[0].accuracy - after[1].accuracy)
-        note(f"int8 lost {lost:.1f} points; after {history.best} epochs with rounding it loses {now:.1f}")
+        note(f"int8 lost {lost:.1f} points; after {history.best} epochs with rounding it loses {points_lost(after):.1f}")
+        self.model.note(rounding={"epochs": history.best, "settings": asdict(settings)})
         return after
 
     def learn_neither(self, val: Evaluation, others: Sequence[Path], what: str, keep: float) -> dict[str, Any]:
@@ -494,6 +503,11 @@ class Photos:
         labels = self.labels[among[near.kept]]
         found = nearest_training(near.features.values(), names, labels, val.classes, far.features.values())
         return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
+
+
+def points_lost(both: Sequence[Evaluation]) -> float:
+    """Points of accuracy that int8 loses."""
+    return 100 * (both[0].accuracy - both[1].accuracy)
 
 
 def hashed(*values: Any) -> str:

@@ -103,7 +103,7 @@ def test_neither_is_learned_measured_and_carried_along(photos, tmp_path):
 
 def test_rounding_is_trained_only_where_int8_loses_more_than_allowed(photos, monkeypatch):
     calls = []
-    monkeypatch.setattr(transfer.Photos, "train_rounded", lambda self, both, seed, note: calls.append(seed) or both)
+    monkeypatch.setattr(transfer.Photos, "train_rounded", lambda self, both, seed, kept, note: calls.append(seed) or both)
     transfer.train(backbone(), photos, max_int8_drop=100.0, epochs=1)
     assert not calls
     with pytest.raises(MinitlError, match="from 0 to 100"):
