@@ -974,7 +974,7 @@ FREEZE_HELP = (
     "auto: measure what is best for these photos. Beside --fine-tune: patterns that stay frozen all the same"
 )
 RATE_HELP = (
-    "highest learning rate (default: by the features for the classifier; 0.01 for more, 0.0005 where BatchNorm is folded; from random 0.1)"
+    "highest learning rate (default: by the features for the classifier; 0.01 for more, 0.0005 where BatchNorm is folded; from random 0.05)"
 )
 AUGMENT_HELP = (
     "none, default, or a list of mirror, crop, colour, rotate, cutout, as in mirror,crop=0.5,rotate=10 "

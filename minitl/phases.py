@@ -42,8 +42,9 @@ FOLDED_RATE = 0.0005
 ROUNDED_RATE = 0.002
 """For training with rounding below the classifier."""
 
-SCRATCH = Settings(epochs=60, rate=0.1, decay=1e-3, warmup=2.0)
-"""For a network whose weights are random."""
+SCRATCH = Settings(epochs=60, rate=0.05, decay=1e-3, patience=60, warmup=2.0)
+"""For a network whose weights are random. The validation loss jumps for long before it settles, so nothing stops early: MobileNetV1 0.25
+at 96 on monkeys had 64.3 % after 60 epochs; with twice the rate and a patience of 20 it stopped at 27.9 %."""
 
 
 @dataclass(frozen=True)
