@@ -810,7 +810,7 @@ def command_demo(arguments: argparse.Namespace) -> int:
     write_run(run, out, "model")
     print(summary(run, out))
     print(demo.check_header(out, run.model, run.val))
-    print(f"now look at {out / 'report.png'}; then, with photos of your own and weights as the README says:")
+    print(f"now look at {out / 'report.html'}; then, with photos of your own and weights as the README says:")
     print("  minitl train PHOTOS --weights mobilenet_v1_0.25_128_quant.tflite -o out")
     return 0
 
