@@ -5,7 +5,7 @@ import pytest
 import small_models
 from PIL import Image
 
-from minitl import features, pictures
+from minitl import features
 from minitl.augment import Augmentation
 from minitl.errors import MinitlError
 from minitl.graph import INPUT
@@ -34,8 +34,7 @@ def read(paths, recipe):
 
 
 def model():
-    made = find(small_models.SMALL)
-    return small_models.settled(made) if hasattr(small_models, "settled") else made
+    return find(small_models.SMALL)
 
 
 def test_proportions_are_those_of_the_upright_photo(photos):
@@ -103,4 +102,3 @@ def test_many_photos_lie_on_the_disk_and_a_full_one_is_named(photos, tmp_path, m
     monkeypatch.setattr(features.os, "posix_fallocate", full, raising=False)
     with pytest.raises(MinitlError, match=r"GB for the photos do not fit into .*No space left.*--cache"):
         read_pictures(photos, [digest(path.read_bytes()) for path in photos], model().recipe, tmp_path / "cache")
-    assert pictures.CHANGED
