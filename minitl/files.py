@@ -10,6 +10,7 @@ import glob
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,25 @@ def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """A path as one line that any output can hold: bytes that are no text, line breaks and the like become question marks."""
     text = os.fsdecode(path).encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def cache_folder() -> Path:
+    """$MINITL_CACHE, or the place that the platform keeps for caches."""
+    if chosen := os.environ.get("MINITL_CACHE"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minitl"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "minitl" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitl"
+
+
+def is_private(folder: Path) -> bool:
+    """Whether only this user may write to a folder, as far as the platform says: what lies in it can then be trusted."""
+    if os.name != "posix":
+        return True
+    found = folder.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
