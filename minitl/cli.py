@@ -30,8 +30,7 @@ from .checkpoints import Stopped
 from .delivery import deliver
 from .emit_c import Header, check_name, identifier_from
 from .errors import MinitlError
-from .features import default_cache
-from .files import printable, write_atomically, write_together
+from .files import cache_folder, printable, write_atomically, write_together
 from .folders import Item, find_photos, list_folder
 from .folding import fold
 from .images import PhotoError, read_photo, read_photos
@@ -234,7 +233,7 @@ TRAIN_OPTIONS = (
 
 def cache_of(arguments: argparse.Namespace) -> Path | None:
     """Where features are kept; None for --no-cache."""
-    return None if arguments.no_cache else Path(arguments.cache) if arguments.cache else default_cache()
+    return None if arguments.no_cache else Path(arguments.cache) if arguments.cache else cache_folder()
 
 
 def notify_of(console: Console) -> Notify:

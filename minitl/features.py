@@ -18,10 +18,9 @@ import hashlib
 import math
 import os
 import secrets
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -32,9 +31,11 @@ import PIL
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folders import difference_hash
+from .folding import FrozenPart, frozen_part
 from .graph import INPUT, Graph
 from .images import PhotoError, Recipe, digest, photos_ahead, read_bytes, read_photo
 from .layers import Array, Shape
+from .threads import threads
 from .version import __version__
 from .weights import pack, unpack
 
@@ -112,17 +113,6 @@ def large_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Arr
 
 
 # ---- the cache on disk
-
-
-def default_cache() -> Path:
-    """$MINITL_CACHE, or the place that the platform keeps for caches."""
-    if chosen := os.environ.get("MINITL_CACHE"):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "minitl"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "minitl" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitl"
 
 
 def cache_key(graph: Graph, recipe: Recipe) -> str:
@@ -238,7 +228,11 @@ class Extraction:
 
 
 def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | None = None, progress: Progress | None = None) -> Extraction:
-    """Rows for all photos that can be read. cache: the folder to keep features in, None to keep nothing (pixels are never kept)."""
+    """Rows for all photos that can be read. cache: the folder to keep features in, None to keep nothing (pixels are never kept).
+
+    Each of as many threads as there are processors takes a photo all the way, from JPEG to row, so that none waits for another and few photos
+    are in memory; other threads read files and hash them, ahead of these. What is new is decided in between, in the order of the paths.
+    """
     paths = list(paths)
     parts = [(name, graph.shapes[name]) for name in graph.border()]
     assert parts, "nothing in the graph is trainable, so there is no border"
@@ -246,40 +240,51 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     width = sum(int(np.prod(shape)) for _, shape in parts)
     store = Cache(None if pixels else cache, "" if pixels else cache_key(graph, recipe), width)
     rows = large_array((len(paths), width), np.uint8 if pixels else np.float32, cache)
+    frozen = None if pixels else frozen_part(graph)
 
-    def read(path: Path) -> tuple[str, Array | None] | PhotoError:
+    def hashed(path: Path) -> tuple[str, bytes] | PhotoError:
         try:
             data = read_bytes(path)
-            key = digest(data)
-            return key, None if key in store.places else read_photo(data, recipe, str(path))
+            return digest(data), data
         except PhotoError as error:
             return error
 
-    result = Extraction(Features(rows, parts, recipe), [], [], [], [], 0)
-    seen: dict[str, int] = {}  # digest -> number of its row: the same photo again costs nothing
-    try:
-        for index, (path, found) in enumerate(photos_ahead(read, paths)):
-            if not isinstance(found, PhotoError) and found[1] is None and found[0] not in seen and store.get(found[0]) is None:
-                store.places.pop(found[0], None)  # the cache's file has gone or is damaged: read the photo after all
-                found = read(path)
+    begun: set[str] = set()
+
+    def tasks() -> Iterator[tuple[str, bytes | Row | PhotoError | None]]:
+        """(digest, the bytes of a photo that is new, the row of one that is not, or why there is neither); None: as an earlier one."""
+        for _, found in photos_ahead(hashed, paths, ahead=2 * threads()):
             if isinstance(found, PhotoError):
-                result.skipped.append((path, found.reason))
+                yield "", found
+            elif found[0] in begun:
+                yield found[0], None
             else:
-                key, photo = found
-                at = len(result.kept)
-                row = store.get(key) if photo is None and key not in seen else None
-                if key in seen:
-                    rows[at], look = rows[seen[key]], result.looks[seen[key]]
-                elif row:
-                    rows[at], look = row.values, row.look
-                    result.reused += 1
-                else:
-                    assert photo is not None
-                    rows[at] = photo.reshape(-1) if pixels else features_of(graph, recipe, photo, parts)
-                    look = difference_hash(photo)
-                    if not pixels:
-                        store.add(key, Row(rows[at].copy(), look))
-                seen.setdefault(key, at)
+                begun.add(found[0])
+                yield found[0], store.get(found[0]) or found[1]
+
+    def finished(task: tuple[str, bytes | Row | PhotoError | None]) -> Row | PhotoError | None:
+        if not isinstance(task[1], bytes):
+            return task[1]
+        try:
+            photo = read_photo(task[1], recipe)
+        except PhotoError as error:
+            return error
+        return Row(features_of(frozen, recipe, photo) if frozen else photo.reshape(-1), difference_hash(photo))
+
+    result = Extraction(Features(rows, parts, recipe), [], [], [], [], 0)
+    known: dict[str, int | PhotoError] = {}  # digest -> number of its row: the same photo again costs nothing
+    try:
+        for index, ((key, given), row) in enumerate(photos_ahead(finished, tasks())):
+            at = len(result.kept)
+            found = row or known[key]
+            known.setdefault(key, found if isinstance(found, PhotoError) else at)
+            if isinstance(found, PhotoError):
+                result.skipped.append((paths[index], found.reason))
+            else:
+                rows[at], look = (found.values, found.look) if isinstance(found, Row) else (rows[found], result.looks[found])
+                result.reused += isinstance(given, Row)
+                if isinstance(given, bytes) and isinstance(found, Row) and not pixels:
+                    store.add(key, found)
                 result.looks.append(look)
                 result.kept.append(index)
                 result.digests.append(key)
@@ -292,9 +297,6 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     return result
 
 
-def features_of(graph: Graph, recipe: Recipe, photo: Array, parts: Iterable[tuple[str, Shape]]) -> Array:
+def features_of(frozen: FrozenPart, recipe: Recipe, photo: Array) -> Array:
     """(H, W, 3) uint8 -> (F,) float32."""
-    image = recipe.normalise(photo[None])
-    names = [name for name, _ in parts]
-    values: Mapping[str, Array] = {INPUT: image, **graph.evaluate(image, [name for name in names if name != INPUT])}
-    return np.concatenate([values[name].reshape(-1) for name in names]).astype(np.float32)
+    return np.concatenate([value.reshape(-1) for value in frozen.values(recipe.normalise(photo[None])).values()])

@@ -1,0 +1,470 @@
+"""The kernels of float inference, and the loop that runs a whole network with them.
+
+A network is a table of int64 (engine.py makes it): one row per operation, its fields below. run() walks it for a few images at a time, so
+that their values stay in the cache of the processor, and never goes back to Python. Values are NHWC, their channels filled up with zeros to a
+multiple of LANES; weights are packed in panels of LANES outputs, (outputs / LANES, K, LANES), as they are read.
+
+Every output is its bias plus its products in one fixed order, so that its bits depend neither on the tiles, nor on the number of threads, nor
+on the other images of a batch. Left out: checks; engine.py knows that everything fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..native import LANES
+from .vectors import F32, VECTOR, Emit, barrier, clear, copy, emitted, kernel, number
+
+FIELDS = (
+    "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
+    "weights bias bounds residual depth at extra"
+).split()
+"""A row of the table. source, target, residual: bytes into the arena (residual -1: none). height ... outputs: of source and target, channels filled up.
+weights, bias, bounds (low, high): addresses. depth: products per output and row of the kernel. at, extra: see the operations."""
+
+ROW = len(FIELDS)
+(KIND, SOURCE, TARGET, HEIGHT, WIDTH, CHANNELS, OUT_HEIGHT, OUT_WIDTH, OUTPUTS, KERNEL_HEIGHT, KERNEL_WIDTH, STRIDE_Y, STRIDE_X, TOP, LEFT,
+ WEIGHTS, BIAS, BOUNDS, RESIDUAL, DEPTH, AT, EXTRA) = range(ROW)  # fmt: skip
+
+KINDS = "frame conv pointwise depthwise average maximum add clamp place flatten take".split()
+FRAME, CONV, POINTWISE, DEPTHWISE, AVERAGE, MAXIMUM, ADD, CLAMP, PLACE, FLATTEN, TAKE = range(len(KINDS))
+
+TILES = {4: {1: 8, 2: 8, 3: 6}, 8: {1: 10, 2: 6, 3: 4}, 16: {1: 14, 2: 14, 3: 9}}[LANES]
+"""{panels: rows} of the largest tile of sums that fits into the registers: 32 of them with AVX-512 and NEON, 16 with AVX2."""
+
+
+# ---- matrix products
+
+
+def _tile(panels: int) -> Any:
+    """rows x (panels * LANES) outputs at once, 1 <= rows <= TILES[panels]: all sums in registers."""
+
+    @emitted(14)
+    def tile(emit: Emit, rows, a, a_row, segments, a_segment, depth, b, b_panel, bias, c, c_row, bounds, residual, unused):  # type: ignore[no-untyped-def]
+        def with_rows(count: int) -> None:
+            start = [emit.load(emit.add(bias, VECTOR * p)) for p in range(panels)]
+            a_rows = [emit.mul(a_row, r) for r in range(count)]
+            b_panels = [emit.mul(b_panel, p) for p in range(panels)]
+
+            def segment(_: Any, a_start: Any, b_start: Any, *sums: Any) -> list[Any]:
+                def step(k: Any, b_at: Any, *sums: Any) -> list[Any]:
+                    a_at = emit.add(a_start, emit.mul(k, 4))
+                    weights = [emit.load(emit.add(b_at, at)) for at in b_panels]
+                    new = []
+                    for r in range(count):
+                        value = emit.load_splat(emit.add(a_at, a_rows[r]))
+                        new += [emit.fma(value, weights[p], sums[r * panels + p]) for p in range(panels)]
+                    return [emit.add(b_at, VECTOR), *new]
+
+                b_at, *sums = emit.loop(depth, [b_start, *sums], step)
+                return [emit.add(a_start, a_segment), b_at, *sums]
+
+            _, _, *sums = emit.loop(segments, [a, b, *start * count], segment)
+            low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+            places = [emit.add(emit.mul(c_row, r), VECTOR * p) for r in range(count) for p in range(panels)]
+
+            def finish(plus: Any) -> None:
+                for value, place in zip(sums, places, strict=True):
+                    if plus is not None:
+                        value = emit.builder.fadd(value, emit.load(emit.add(plus, place)))
+                    emit.store(emit.clamp(value, low, high), emit.add(c, place))
+
+            with emit.builder.if_else(emit.builder.icmp_signed("!=", residual, emit.const(0))) as (there, none):
+                with there:
+                    finish(residual)
+                with none:
+                    finish(None)
+
+        emit.choose(rows, {count: lambda count=count: with_rows(count) for count in range(1, TILES[panels] + 1)})
+
+    @kernel
+    def block(count, a, a_row, segments, a_segment, depth, b, b_panel, bias, c, c_row, bounds, residual):  # type: ignore[no-untyped-def]
+        most = TILES_OF
+        tiles = (count + most - 1) // most
+        first = 0
+        for i in range(tiles):
+            last = count * (i + 1) // tiles
+            plus = residual + first * c_row if residual != 0 else 0
+            tile(last - first, a + first * a_row, a_row, segments, a_segment, depth, b, b_panel, bias, c + first * c_row, c_row, bounds, plus, 0)
+            first = last
+
+    TILES_OF = TILES[panels]
+    return block
+
+
+_one, _two, _three = _tile(1), _tile(2), _tile(3)
+
+
+@kernel
+def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_row, bounds, residual):  # type: ignore[no-untyped-def]
+    """c[r, n] = clamp(bias[n] + sum over segments s and k of a[r][s][k] * b[n][s][k] (+ residual[r, n])).
+
+    a_row, a_segment, c_row: bytes from one to the next. columns: a multiple of LANES. Rows are taken in such numbers that their part of a stays
+    in the first-level cache while all panels pass by.
+    """
+    panel = segments * depth * VECTOR
+    at_once = max(24, 16384 // (4 * segments * depth) // 12 * 12)
+    panels = columns // LANES
+    first = 0
+    while first < rows:
+        count = min(at_once, rows - first)
+        if rows - first - count < 12:
+            count = rows - first
+        a_at, c_at = a + first * a_row, c + first * c_row
+        plus = residual + first * c_row if residual != 0 else 0
+        p = 0
+        while p < panels:
+            left = panels - p
+            weights, shift, sums = b + p * panel, p * VECTOR, bias + p * VECTOR
+            added = plus + shift if plus != 0 else 0
+            if left == 1:
+                _one(count, a_at, a_row, segments, a_segment, depth, weights, panel, sums, c_at + shift, c_row, bounds, added)
+                p += 1
+            elif left == 3:
+                _three(count, a_at, a_row, segments, a_segment, depth, weights, panel, sums, c_at + shift, c_row, bounds, added)
+                p += 3
+            else:
+                _two(count, a_at, a_row, segments, a_segment, depth, weights, panel, sums, c_at + shift, c_row, bounds, added)
+                p += 2
+        first += count
+
+
+# ---- depthwise 3x3: a row of outputs for one panel of channels, the nine weights in registers
+
+
+def _depthwise_row(stride: int, at_once: int) -> Any:
+    """at_once outputs side by side share the inputs that their windows share."""
+
+    @emitted(11)
+    def row(emit: Emit, count, row0, row1, row2, step, weights, w_step, bias, target, t_step, bounds):  # type: ignore[no-untyped-def]
+        kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)]
+        start, low, high = emit.load(bias), emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+        columns = stride * (at_once - 1) + 3
+        inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(t_step, i) for i in range(at_once)]
+
+        def group(_: Any, shift: Any, place: Any) -> list[Any]:
+            sums = [start] * at_once
+            for y, base in enumerate((row0, row1, row2)):
+                for column in range(columns):
+                    users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
+                    value = emit.load(emit.add(emit.add(base, shift), inputs[column])) if users else None
+                    for u in users:
+                        sums[u] = emit.fma(value, kernel[3 * y + column - stride * u], sums[u])
+            for u in range(at_once):
+                emit.store(emit.clamp(sums[u], low, high), emit.add(place, outputs[u]))
+            return [emit.add(shift, emit.mul(step, stride * at_once)), emit.add(place, emit.mul(t_step, at_once))]
+
+        emit.loop(count, [emit.const(0), target], group)
+
+    return row
+
+
+_row1, _row1_one, _row2, _row2_one = _depthwise_row(1, 4), _depthwise_row(1, 1), _depthwise_row(2, 2), _depthwise_row(2, 1)
+
+
+@emitted(15)
+def _edge(emit: Emit, panels, x0, x1, x2, x3, x4, x5, x6, x7, x8, weights, w_step, bias, target, bounds):  # type: ignore[no-untyped-def]
+    """One output pixel of a 3x3 window, all channels, from nine places: those outside of the image are zeros."""
+    low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+
+    def panel(p: Any) -> list[Any]:
+        shift = emit.mul(p, VECTOR)
+        total = emit.load(emit.add(bias, shift))
+        for tap, place in enumerate((x0, x1, x2, x3, x4, x5, x6, x7, x8)):
+            kernel = emit.load(emit.add(weights, emit.add(shift, emit.mul(w_step, tap))))
+            total = emit.fma(emit.load(emit.add(place, shift)), kernel, total)
+        emit.store(emit.clamp(total, low, high), emit.add(target, shift))
+        return []
+
+    emit.loop(panels, [], panel)
+
+
+@kernel
+def _depthwise_3x3_row(row0, row1, row2, zeros, width, channels, weights, bias, target, out_width, stride, left, bounds):  # type: ignore[no-untyped-def]
+    """One output row; rows outside of the image are zeros. stride is 1 or 2."""
+    step = 4 * channels
+    first = min((left + stride - 1) // stride, out_width)  # outputs first ... last - 1 see three columns of the image
+    last = max(first, min(out_width, (width - 3 + left) // stride + 1 if width - 3 + left >= 0 else 0))
+    for side in range(2):
+        for x in range(0 if side == 0 else last, first if side == 0 else out_width):
+            at = x * stride - left
+            a, b, c = 0 <= at < width, 0 <= at + 1 < width, 0 <= at + 2 < width
+            at *= step
+            _edge(
+                channels // LANES,
+                row0 + at if a else zeros, row0 + at + step if b else zeros, row0 + at + 2 * step if c else zeros,
+                row1 + at if a else zeros, row1 + at + step if b else zeros, row1 + at + 2 * step if c else zeros,
+                row2 + at if a else zeros, row2 + at + step if b else zeros, row2 + at + 2 * step if c else zeros,
+                weights, step, bias, target + x * step, bounds,
+            )  # fmt: skip
+    count = last - first
+    if count > 0:
+        at = (first * stride - left) * step
+        for p in range(0, step, VECTOR):
+            place, source = target + first * step + p, at + p
+            if stride == 1:
+                groups, rest = count // 4, count % 4
+                if groups > 0:
+                    _row1(groups, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
+                if rest > 0:
+                    source, place = source + 4 * groups * step, place + 4 * groups * step
+                    _row1_one(rest, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
+            else:
+                groups, rest = count // 2, count % 2
+                if groups > 0:
+                    _row2(groups, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
+                if rest > 0:
+                    source, place = source + 4 * groups * step, place + 2 * groups * step
+                    _row2_one(rest, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
+
+
+# ---- windows of any size
+
+
+def _window(what: str) -> Any:
+    """One output pixel, all channels, from those taps of its window that meet the image; at least one does, or the sum is the bias."""
+
+    @emitted(11)
+    def window(emit: Emit, panels, taps_y, taps_x, source, y_step, x_step, weights, w_y_step, start, target, bounds):  # type: ignore[no-untyped-def]
+        low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+
+        def panel(p: Any) -> list[Any]:
+            shift = emit.mul(p, VECTOR)
+            image = emit.add(source, shift)
+
+            def in_y(y: Any, total: Any) -> list[Any]:
+                row, w_row = emit.add(image, emit.mul(y_step, y)), emit.add(emit.add(weights, shift), emit.mul(w_y_step, y))
+
+                def in_x(x: Any, total: Any) -> list[Any]:
+                    value = emit.load(emit.add(row, emit.mul(x_step, x)))
+                    if what == "products":
+                        return [emit.fma(value, emit.load(emit.add(w_row, emit.mul(x_step, x))), total)]
+                    if what == "sum":
+                        return [emit.builder.fadd(total, value)]
+                    return [emit.builder.select(emit.builder.fcmp_unordered("<=", value, total), total, value)]
+
+                return emit.loop(taps_x, [total], in_x)
+
+            first = emit.load(image) if what == "maximum" else emit.load(emit.add(start, shift)) if what == "products" else emit.zeros()
+            (total,) = emit.loop(taps_y, [first], in_y)
+            if what == "sum":
+                total = emit.builder.fdiv(total, emit.load_splat(start))
+            emit.store(emit.clamp(total, low, high), emit.add(target, shift))
+            return []
+
+        emit.loop(panels, [], panel)
+
+    return window
+
+
+_products, _sum, _maximum = _window("products"), _window("sum"), _window("maximum")
+
+
+@emitted(5)
+def _elementwise(emit: Emit, vectors, source, other, target, bounds):  # type: ignore[no-untyped-def]
+    """clamp(source + other); other 0: none."""
+    low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+
+    def plain(i: Any) -> list[Any]:
+        at = emit.mul(i, VECTOR)
+        emit.store(emit.clamp(emit.load(emit.add(source, at)), low, high), emit.add(target, at))
+        return []
+
+    def summed(i: Any) -> list[Any]:
+        at = emit.mul(i, VECTOR)
+        value = emit.builder.fadd(emit.load(emit.add(source, at)), emit.load(emit.add(other, at)))
+        emit.store(emit.clamp(value, low, high), emit.add(target, at))
+        return []
+
+    with emit.builder.if_else(emit.builder.icmp_signed("!=", other, emit.const(0))) as (there, none):
+        with there:
+            emit.loop(vectors, [], summed)
+        with none:
+            emit.loop(vectors, [], plain)
+
+
+# ---- the operations: each does part `thread` of `threads` of one image or of a group of images
+
+
+@kernel
+def _share(count, thread, threads):  # type: ignore[no-untyped-def]
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+@kernel
+def _frame(op, source, target, images, source_step, thread, threads):  # type: ignore[no-untyped-def]
+    """Copy images into the middle of frames of zeros: (height, width) into (out_height, out_width), at `top` and `left`; depth: channels."""
+    height, out_height = number(op, HEIGHT), number(op, OUT_HEIGHT)
+    row, out_row, left = number(op, WIDTH) * number(op, DEPTH) * 4, number(op, OUT_WIDTH) * number(op, DEPTH) * 4, number(op, LEFT) * number(op, DEPTH) * 4
+    top = number(op, TOP)
+    right = out_row - left - row
+    first, last = _share(images * out_height, thread, threads)
+    for y in range(first, last):
+        image, at = y // out_height, y % out_height - top
+        place = target + y * out_row
+        if 0 <= at < height:
+            clear(place, left)
+            copy(place + left, source + image * source_step + at * row, row)
+            clear(place + left + row, right)
+        else:
+            clear(place, out_row)
+
+
+@kernel
+def _conv(op, source, target, residual, images, thread, threads):  # type: ignore[no-untyped-def]
+    """Any convolution, as products of whole windows: a row of a window lies in one piece. No padding: _frame has made it."""
+    height, row = number(op, HEIGHT), number(op, WIDTH) * number(op, CHANNELS) * 4
+    out_height, out_width, outputs = number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, OUTPUTS)
+    stride_y, a_row = number(op, STRIDE_Y), number(op, STRIDE_X) * number(op, CHANNELS) * 4
+    out_row = 4 * outputs
+    first, last = _share(images * out_height, thread, threads)
+    for y in range(first, last):
+        at = source + ((y // out_height) * height + (y % out_height) * stride_y) * row
+        place = y * out_width * out_row
+        plus = residual + place if residual != 0 else 0
+        product(out_width, outputs, at, a_row, number(op, KERNEL_HEIGHT), row, number(op, DEPTH), number(op, WEIGHTS), number(op, BIAS), target + place,
+                out_row, number(op, BOUNDS), plus)  # fmt: skip
+
+
+@kernel
+def _pointwise(op, source, target, residual, images, thread, threads):  # type: ignore[no-untyped-def]
+    """A 1x1 convolution: one product over all pixels; threads divide the pixels, or the outputs where there are few pixels."""
+    pixels, outputs, depth = images * number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), number(op, OUTPUTS), number(op, DEPTH)
+    a_row, c_row, weights, bias, bounds = 4 * number(op, CHANNELS), 4 * outputs, number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
+    if pixels >= 24 * threads or threads == 1:
+        first, last = _share(pixels, thread, threads)
+        if last > first:
+            plus = residual + first * c_row if residual != 0 else 0
+            product(last - first, outputs, source + first * a_row, a_row, 1, 0, depth, weights, bias, target + first * c_row, c_row, bounds, plus)
+    else:
+        first, last = _share(outputs // LANES, thread, threads)
+        if last > first:
+            shift = first * VECTOR
+            plus = residual + shift if residual != 0 else 0
+            product(pixels, (last - first) * LANES, source, a_row, 1, 0, depth, weights + shift * depth, bias + shift, target + shift, c_row, bounds, plus)
+
+
+@kernel
+def _depthwise(op, source, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
+    height, width, channels = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS)
+    out_height, out_width = number(op, OUT_HEIGHT), number(op, OUT_WIDTH)
+    kernel_height, kernel_width, stride_y, stride_x = number(op, KERNEL_HEIGHT), number(op, KERNEL_WIDTH), number(op, STRIDE_Y), number(op, STRIDE_X)
+    top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
+    step = 4 * channels
+    row = width * step
+    first, last = _share(images * out_height, thread, threads)
+    for y in range(first, last):
+        image, at = source + (y // out_height) * height * row, (y % out_height) * stride_y - top
+        place = target + y * out_width * step
+        if kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2:
+            row0 = image + at * row if 0 <= at < height else zeros
+            row1 = image + (at + 1) * row if 0 <= at + 1 < height else zeros
+            row2 = image + (at + 2) * row if 0 <= at + 2 < height else zeros
+            _depthwise_3x3_row(row0, row1, row2, zeros, width, channels, weights, bias, place, out_width, stride_x, left, bounds)
+        else:
+            top_tap, bottom_tap = max(0, -at), min(kernel_height, height - at)
+            for x in range(out_width):
+                column = x * stride_x - left
+                left_tap, right_tap = max(0, -column), min(kernel_width, width - column)
+                taps_y, taps_x = bottom_tap - top_tap, right_tap - left_tap
+                if taps_y > 0 and taps_x > 0:
+                    from_image = image + (at + top_tap) * row + (column + left_tap) * step
+                    from_weights = weights + (top_tap * kernel_width + left_tap) * step
+                    _products(channels // LANES, taps_y, taps_x, from_image, row, step, from_weights, kernel_width * step, bias, place + x * step, bounds)
+                else:
+                    _elementwise(channels // LANES, bias, 0, place + x * step, bounds)
+
+
+@emitted(2)
+def _store_count(emit: Emit, place, count):  # type: ignore[no-untyped-def]
+    emit.store_as(emit.builder.sitofp(count, F32), place, 4)
+
+
+@kernel
+def _pool(op, source, target, images, maximum, scratch, thread, threads):  # type: ignore[no-untyped-def]
+    """Mean or maximum of those pixels of each window that lie in the image. scratch: a place for a float."""
+    height, width, channels = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS)
+    out_height, out_width, top, left, bounds = number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, TOP), number(op, LEFT), number(op, BOUNDS)
+    step = 4 * channels
+    row = width * step
+    first, last = _share(images * out_height, thread, threads)
+    for y in range(first, last):
+        image, at = source + (y // out_height) * height * row, (y % out_height) * number(op, STRIDE_Y) - top
+        top_tap, bottom_tap = max(0, -at), min(number(op, KERNEL_HEIGHT), height - at)
+        for x in range(out_width):
+            column = x * number(op, STRIDE_X) - left
+            left_tap, right_tap = max(0, -column), min(number(op, KERNEL_WIDTH), width - column)
+            taps_y, taps_x = bottom_tap - top_tap, right_tap - left_tap
+            from_image = image + (at + top_tap) * row + (column + left_tap) * step
+            place = target + (y * out_width + x) * step
+            if maximum:
+                _maximum(channels // LANES, taps_y, taps_x, from_image, row, step, 0, 0, 0, place, bounds)
+            else:
+                _store_count(scratch, taps_y * taps_x)
+                _sum(channels // LANES, taps_y, taps_x, from_image, row, step, 0, 0, scratch, place, bounds)
+
+
+# ---- a whole network
+
+
+@kernel
+def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zeros, thread, threads, counter):  # type: ignore[no-untyped-def]
+    """Images first ... last - 1 through all operations, at_once at a time.
+
+    feeds: (address, bytes per image) of the images, then of each array that a `take` fills. zeros: address of a row of zeros. arena: of a
+    block for all threads together, which divide each operation and wait for each other (counter); scratch floats lie behind it.
+    """
+    scratch = arena + arena_bytes + 64 * thread
+    done = first
+    while done < last:
+        images = min(at_once, last - done)
+        for i in range(operations):
+            op = table + i * ROW * 8
+            kind, target = number(op, KIND), arena + number(op, TARGET)
+            source = arena + number(op, SOURCE)
+            residual = arena + number(op, RESIDUAL) if number(op, RESIDUAL) >= 0 else 0
+            if kind == POINTWISE:
+                _pointwise(op, source, target, residual, images, thread, threads)
+            elif kind == DEPTHWISE:
+                _depthwise(op, source, target, zeros, images, thread, threads)
+            elif kind == CONV:
+                _conv(op, source, target, residual, images, thread, threads)
+            elif kind == FRAME:
+                step = number(op, EXTRA)
+                if number(op, SOURCE) < 0:
+                    step = number(feeds, 1)
+                    source = number(feeds, 0) + done * step
+                _frame(op, source, target, images, step, thread, threads)
+            elif kind == AVERAGE or kind == MAXIMUM:
+                _pool(op, source, target, images, kind == MAXIMUM, scratch, thread, threads)
+            elif kind == ADD or kind == CLAMP:
+                vectors = images * number(op, OUT_HEIGHT) * number(op, OUT_WIDTH) * number(op, OUTPUTS) // LANES
+                start, end = _share(vectors, thread, threads)
+                if end > start:
+                    shift = start * VECTOR
+                    _elementwise(end - start, source + shift, residual + shift if residual != 0 else 0, target + shift, number(op, BOUNDS))
+            elif kind == PLACE:  # channels of a value beside those of others; the last to come clears what fills up
+                pixels = images * number(op, OUT_HEIGHT) * number(op, OUT_WIDTH)
+                start, end = _share(pixels, thread, threads)
+                for pixel in range(start, end):
+                    place = target + 4 * (pixel * number(op, OUTPUTS) + number(op, AT))
+                    copy(place, source + 4 * pixel * number(op, CHANNELS), 4 * number(op, DEPTH))
+                    clear(place + 4 * number(op, DEPTH), 4 * number(op, EXTRA))
+            elif kind == FLATTEN and thread == 0:  # all channels of all pixels side by side
+                pixels, depth = number(op, HEIGHT) * number(op, WIDTH), 4 * number(op, DEPTH)
+                for image in range(images):
+                    place = target + 4 * image * number(op, OUTPUTS)
+                    for pixel in range(pixels):
+                        copy(place + pixel * depth, source + 4 * (image * pixels + pixel) * number(op, CHANNELS), depth)
+                    clear(place + pixels * depth, 4 * number(op, EXTRA))
+            elif kind == TAKE and thread == 0:  # to the caller, without the channels that fill up
+                pixels, depth = number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), 4 * number(op, DEPTH)
+                place, step = number(feeds, 2 * number(op, AT)), number(feeds, 2 * number(op, AT) + 1)
+                for image in range(images):
+                    for pixel in range(pixels):
+                        copy(place + (done + image) * step + pixel * depth, source + 4 * (image * pixels + pixel) * number(op, CHANNELS), depth)
+            barrier(counter, threads)
+        done += images
+
+
+EXPORTS = {"run": (run, 12)}

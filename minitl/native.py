@@ -1,0 +1,149 @@
+"""A file of fast/ -> machine code, compiled once by Numba, kept on disk, and from then on loaded without Numba.
+
+Importing Numba takes twice as long as importing NumPy, and compiling takes seconds; a program that answers for one photo should need neither.
+So the machine code of all kernels of a file is written to the cache folder as one object file, and LLVM (llvmlite) loads it into the
+process. The file's name holds a hash of all that it depends on: processor, platform, versions, the source of fast/. Its content begins with its own
+hash: a damaged file is compiled anew and replaced. A folder that others may write to is not used, since what lies in it is executed.
+
+In: the name of a file of fast/, and its EXPORTS {name: (kernel, number of int64 arguments)}. Out: an object with these names as functions; they
+take integers (addresses and counts), return nothing and let go of the GIL. Left out: tidying up; the folder can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from .errors import MinitlError
+from .files import cache_folder, is_private, write_atomically
+from .version import __version__
+
+announce: Callable[[str], None] = lambda sentence: None  # noqa: E731
+"""Called with a sentence before something that takes seconds; the command line prints it."""
+
+
+@functools.cache
+def _cpu() -> tuple[str, str]:
+    """(name, features) of this processor, as LLVM knows them."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    try:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM does not know this processor
+        return "", ""
+
+
+def _lanes() -> int:
+    """Floats of a vector register. MINITL_LANES overrides it, for tests: the numbers are the same, only the speed differs."""
+    if chosen := os.environ.get("MINITL_LANES"):
+        return int(chosen)
+    features = _cpu()[1].split(",")
+    return 16 if "+avx512f" in features else 8 if "+avx2" in features else 4
+
+
+LANES = _lanes()
+
+
+@functools.cache
+def load(name: str) -> Any:
+    """The kernels of fast/NAME.py as functions of an object. MinitlError where this machine cannot compile or load them."""
+    try:
+        path = _place(name)
+        code = _read(path) if path else None
+        if code is None:
+            announce(f"compiling the kernels of {name} for this processor, once ...")
+            code = _compile(name)
+            if path:
+                _write(path, code)
+        return _link(code)
+    except (OSError, RuntimeError, ImportError) as error:
+        raise MinitlError(f"the fast kernels cannot be used on this machine ({error}); MINITL_ENGINE=plain runs without them") from error
+
+
+def _place(name: str) -> Path | None:
+    """Where the object file belongs; None where nothing can be kept."""
+    sha = hashlib.sha256(
+        repr((__version__, llvmlite.__version__, llvm.llvm_version_info, sys.version_info[:2], sys.platform, platform.machine(), LANES, _cpu())).encode()
+    )
+    for source in sorted(Path(__file__).with_name("fast").glob("*.py")):
+        sha.update(source.read_bytes())
+    sha.update(Path(__file__).read_bytes())
+    try:
+        folder = cache_folder() / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder / f"{name}-{sha.hexdigest()[:32]}.bin" if is_private(folder) else None
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> bytes | None:
+    """What _write kept; None where there is nothing, or something damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Keep it, if possible. Two processes may do so at once: each writes a whole file."""
+    try:
+        write_atomically(path, hashlib.sha256(code).digest() + code)
+    except MinitlError:
+        pass
+
+
+def _compile(name: str) -> bytes:
+    """Names and numbers of arguments of the exports as one line, then the object file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exports = importlib.import_module(f".fast.{name}", __package__).EXPORTS
+        numba = importlib.import_module("numba")
+        linked, lines = None, []
+        for exported, (kernel, arguments) in exports.items():
+            kernel.compile((numba.types.int64,) * arguments)
+            library = kernel.overloads[(numba.types.int64,) * arguments].library
+            module = llvm.parse_assembly(library.get_llvm_str())
+            symbol = kernel.overloads[(numba.types.int64,) * arguments].fndesc.llvm_func_name
+            lines.append(f"{exported} {symbol} {arguments}")
+            if linked is None:
+                linked = module
+            else:
+                linked.link_in(module)
+    cpu, features = _cpu()
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault")
+    return "\t".join(lines).encode() + b"\n" + bytes(machine.emit_object(linked))
+
+
+_KEPT: list[Any] = []  # what must live as long as the process
+
+
+def _link(code: bytes) -> SimpleNamespace:
+    """Object file -> functions. What Numba calls a function returns a status and takes two addresses more, which we do not need."""
+    _cpu()
+    lines, _, content = code.partition(b"\n")
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(content))
+    engine.finalize_object()
+    nothing = ctypes.create_string_buffer(64)
+    _KEPT.extend((engine, nothing))
+    address = ctypes.addressof(nothing)
+    functions = {}
+    for line in lines.decode().split("\t"):
+        exported, symbol, arguments = line.split(" ")
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * (2 + int(arguments)))
+        functions[exported] = functools.partial(kind(engine.get_function_address(symbol)), address, address)
+    return SimpleNamespace(**functions)
