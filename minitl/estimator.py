@@ -28,6 +28,7 @@ from .errors import MinitlError
 from .features import Extraction, Features, extract, features_of, large_array
 from .files import printable
 from .folders import difference_hash, split
+from .folding import frozen_part
 from .graph import INPUT
 from .images import Recipe, digest, photos_ahead, read_photo
 from .kernels import softmax
@@ -174,8 +175,13 @@ class Photos:
         pixels = [name for name, _ in parts] == [INPUT]
         rows = large_array((len(self), sum(math.prod(shape) for _, shape in parts)), np.uint8 if pixels else np.float32, cache)
         digests, looks = [], []
-        for i, photo in enumerate(self.prepared()):
-            rows[i] = photo.reshape(-1) if pixels else features_of(model.graph, model.recipe, photo, parts)
+        frozen = None if pixels else frozen_part(model.graph)
+
+        def row_of(photo: Array) -> Array:
+            return features_of(frozen, model.recipe, photo) if frozen else photo.reshape(-1)
+
+        for i, (photo, row) in enumerate(photos_ahead(row_of, self.prepared())):
+            rows[i] = row
             digests.append(digest(photo.tobytes()))
             looks.append(difference_hash(photo))
         return Extraction(Features(rows, parts, model.recipe), list(range(len(self))), digests, looks, [], 0)

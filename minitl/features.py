@@ -230,8 +230,8 @@ class Extraction:
 def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | None = None, progress: Progress | None = None) -> Extraction:
     """Rows for all photos that can be read. cache: the folder to keep features in, None to keep nothing (pixels are never kept).
 
-    Each of as many threads as there are processors takes a photo all the way, from JPEG to row, so that none waits for another and few photos
-    are in memory; other threads read files and hash them, ahead of these. What is new is decided in between, in the order of the paths.
+    As many threads as there are processors take a photo each all the way, from JPEG to row: none waits for another, and few photos are
+    in memory. Other threads read and hash the files, ahead of these. What is new is decided in between, in the order of the paths.
     """
     paths = list(paths)
     parts = [(name, graph.shapes[name]) for name in graph.border()]

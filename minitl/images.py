@@ -25,6 +25,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedI
 
 from .errors import MinitlError
 from .files import printable
+from .threads import threads
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
@@ -381,15 +382,16 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def photos_ahead(
-    function: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 2, ahead: int | None = None
+    function: Callable[[Thing], Result], things: Iterable[Thing], workers: int | None = None, ahead: int | None = None
 ) -> Iterator[tuple[Thing, Result]]:
-    """(thing, function(thing)) in order, computed up to `ahead` (default 4 * workers) things ahead in background threads.
+    """(thing, function(thing)) in order, up to `ahead` (default 4 * workers) things ahead, by `workers` (default threads()) threads.
 
     Pillow lets go of Python's lock while it decodes, so threads do run side by side, and memory stays bounded by the few results
     that wait. An error of `function` is raised where its result would come. Leaving early, Ctrl-C included, starts nothing more
     and waits only for what is being computed.
     """
     waiting: collections.deque[tuple[Thing, Future[Result]]] = collections.deque()
+    workers = workers or threads()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="photos")
     try:
         for thing in things:
@@ -404,7 +406,7 @@ def photos_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_photos(paths: Iterable[Path], recipe: Recipe, workers: int = 2) -> Iterator[tuple[Path, np.ndarray | PhotoError]]:
+def read_photos(paths: Iterable[Path], recipe: Recipe, workers: int | None = None) -> Iterator[tuple[Path, np.ndarray | PhotoError]]:
     """(path, uint8 pixels (H, W, 3) or the PhotoError) for every path, in order, decoded in background threads."""
 
     def read(path: Path) -> np.ndarray | PhotoError:

@@ -16,7 +16,7 @@ from minitl import features
 from minitl.demo_pictures import draw_photos
 from minitl.features import Cache, Row, cache_key, extract
 from minitl.graph import INPUT, Graph
-from minitl.images import PhotoError, read_photo
+from minitl.images import read_photo
 from minitl.layers import Add, Conv2D
 from minitl.model import find
 
@@ -55,6 +55,13 @@ def rows(model, paths, cache=None):
 # ---- what a row is
 
 
+def close(found, expected):
+    """Folding rounds; BatchNorms of random numbers enlarge that."""
+    worst = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"largest difference {worst:.1e} of the largest value")
+    assert worst < 1e-3
+
+
 def test_a_row_is_the_value_that_the_trainable_part_reads(photos):
     model = frozen()
     got = extract(model.graph, model.recipe, photos).features
@@ -62,8 +69,8 @@ def test_a_row_is_the_value_that_the_trainable_part_reads(photos):
     for path, row, i in zip(photos, got.rows, range(len(photos)), strict=True):
         x = model.recipe.normalise(read_photo(path, model.recipe)[None])
         values = model.graph.evaluate(x, ["global_average_pooling2d", "conv_preds"])
-        assert np.array_equal(row, values["global_average_pooling2d"][0])
-        assert np.array_equal(model.graph.evaluate(got.feeds([i]))["conv_preds"], values["conv_preds"])
+        close(row, values["global_average_pooling2d"][0])
+        close(model.graph.evaluate(got.feeds([i]))["conv_preds"], values["conv_preds"])
 
 
 def test_rows_do_not_depend_on_order_neighbours_or_cache(photos, tmp_path):
@@ -87,7 +94,7 @@ def test_a_border_inside_a_residual_block_has_two_values(photos, tmp_path):
         x = model.recipe.normalise(read_photo(path, model.recipe)[None])
         feeds = again.features.feeds([i])
         for name, value in model.graph.evaluate(x, [*model.graph.border(), "predictions"]).items():
-            assert np.array_equal(feeds[name] if name in feeds else model.graph.evaluate(feeds)[name], value)
+            close(feeds[name] if name in feeds else model.graph.evaluate(feeds)[name], value)
 
 
 def test_with_nothing_frozen_the_rows_are_pixels_and_nothing_is_kept(photos, tmp_path, passes):
@@ -246,28 +253,33 @@ def test_a_damaged_cache_file_is_thrown_away_and_computed_again(photos, tmp_path
         assert rows(model, photos, tmp_path).tobytes() == good.tobytes() and not passes
 
 
-def test_a_photo_that_vanishes_with_its_row_is_named_and_its_copy_is_read(photos, tmp_path, monkeypatch):
-    model, copy, reads = frozen(), tmp_path / "copy.png", []
-    shutil.copy(photos[0], copy)
+def test_a_row_that_vanishes_is_computed_again(photos, tmp_path, monkeypatch):
+    model, initialise = frozen(), Cache.__init__
     good = rows(model, photos[:1], tmp_path)
-    initialise, read = Cache.__init__, features.read_bytes
 
     def known_but_gone(self, *arguments):
         initialise(self, *arguments)
+        assert self.places
         self._open.clear()
         for path in cached_files(tmp_path):
             path.unlink()
 
-    def read_once(path):
-        reads.append(path)
-        if path == photos[0] and reads.count(path) == 2:
-            raise PhotoError(str(path), "it is gone")
-        return read(path)
-
     monkeypatch.setattr(Cache, "__init__", known_but_gone)
-    monkeypatch.setattr(features, "read_bytes", read_once)
-    found = extract(model.graph, model.recipe, [photos[0], copy], tmp_path)
-    assert found.skipped == [(photos[0], "it is gone")] and found.features.values().tobytes() == good.tobytes()
+    found = extract(model.graph, model.recipe, photos[:1], tmp_path)
+    assert not found.reused and not found.skipped and found.features.values().tobytes() == good.tobytes()
+
+
+def test_the_same_photo_again_is_neither_decoded_nor_computed_nor_blamed_differently(photos, tmp_path, passes, monkeypatch):
+    model, decoded, read = frozen(), [], read_photo
+    monkeypatch.setattr(features, "read_photo", lambda data, recipe: decoded.append(1) or read(data, recipe))
+    bad = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    for path in bad:
+        path.write_text("no picture")
+    passes.clear()
+    found = extract(model.graph, model.recipe, [photos[0], bad[0], photos[1], photos[0], bad[1], photos[0]])
+    assert len(passes) == 2 and len(decoded) == 3 and found.kept == [0, 2, 3, 5]
+    assert [path for path, _ in found.skipped] == bad and len({reason for _, reason in found.skipped}) == 1
+    assert np.array_equal(found.features.rows[[0, 0]], found.features.rows[2:]) and found.looks[0] == found.looks[2]
 
 
 def test_rows_of_another_shape_or_type_are_not_taken(photos, tmp_path):
