@@ -58,7 +58,9 @@ class Turns:
         for contender in contenders:
             counts = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINITL_THREADS"), str(contender.threads))
             command = [sys.executable, str(Path(__file__)), contender.work, json.dumps(contender.arguments)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | counts | contender.environment)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | counts | contender.environment
+            )
             self.processes[contender.name] = process
             first = self._reply(contender.name)
             if isinstance(first, str):
