@@ -33,7 +33,7 @@ FIELDS = (
     "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
     "weights bias bounds residual depth at extra"
 ).split()
-KINDS = "frame conv pointwise depthwise average maximum add clamp place flatten take".split()
+KINDS = "stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
 """Fields of a row and kinds of operations, see fast/inference.py."""
 
 VALUES_AT_ONCE = 1 << 15
@@ -213,6 +213,10 @@ class Planner:
                 source = self._source(name)
                 target = self._target(result)
                 plan.row("pointwise", source, target, residual, weights=plan.constant(panels(kernel, c)), depth=c, **common)
+                return
+            outside = (ow - 1) * 2 - padding[2] + 3 - w
+            if name == INPUT and c == 3 and (kh, kw, sy, sx) == (3, 3, 2, 2) and padding[2] <= 1 and outside <= 1 and ow >= 8 and not plus:
+                plan.row("stem", -1, self._target(result), top=padding[0], left=padding[2], weights=plan.constant(panels(kernel, 3)), **common)
                 return
             channels, source = filled(c), self.values.get(name, -1)
             if any(padding) or name == INPUT:

@@ -26,8 +26,8 @@ ROW = len(FIELDS)
 (KIND, SOURCE, TARGET, HEIGHT, WIDTH, CHANNELS, OUT_HEIGHT, OUT_WIDTH, OUTPUTS, KERNEL_HEIGHT, KERNEL_WIDTH, STRIDE_Y, STRIDE_X, TOP, LEFT,
  WEIGHTS, BIAS, BOUNDS, RESIDUAL, DEPTH, AT, EXTRA) = range(ROW)  # fmt: skip
 
-KINDS = "frame conv pointwise depthwise average maximum add clamp place flatten take".split()
-FRAME, CONV, POINTWISE, DEPTHWISE, AVERAGE, MAXIMUM, ADD, CLAMP, PLACE, FLATTEN, TAKE = range(len(KINDS))
+KINDS = "stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
+STEM, FRAME, CONV, POINTWISE, DEPTHWISE, AVERAGE, MAXIMUM, ADD, CLAMP, PLACE, FLATTEN, TAKE = range(len(KINDS))
 
 TILES = {4: {1: 8, 2: 8, 3: 6}, 8: {1: 10, 2: 6, 3: 4}, 16: {1: 14, 2: 14, 3: 9}}[LANES]
 """{panels: rows} of the largest tile of sums that fits into the registers: 32 of them with AVX-512 and NEON, 16 with AVX2."""
@@ -129,93 +129,74 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
         first += count
 
 
-# ---- depthwise 3x3: a row of outputs for one panel of channels, the nine weights in registers
+# ---- 3x3 windows: outputs side by side share what their windows share
 
 
-def _depthwise_row(stride: int, at_once: int) -> Any:
-    """at_once outputs side by side share the inputs that their windows share."""
+ROWS_IN_CACHE = 12288
+"""Bytes of input that a depthwise convolution reads for one panel of channels before it goes to the next: they come from the first-level cache."""
 
-    @emitted(11)
-    def row(emit: Emit, count, row0, row1, row2, step, weights, w_step, bias, target, t_step, bounds):  # type: ignore[no-untyped-def]
-        kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)]
-        start, low, high = emit.load(bias), emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
-        columns = stride * (at_once - 1) + 3
+AT_ONCE = 4
+"""Outputs of a depthwise row at once: with nine weights and an input they fill the 16 registers of AVX2."""
+
+
+def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
+    """Rows of outputs of a 3x3 window, for one panel of output channels, `at_once` outputs at a time; the last ones may be done twice.
+
+    channels: 0 where each lane of the input goes into the same lane of the output (depthwise), else so many values of a pixel, each of which
+    goes into every lane. At most one column of the windows lies outside of the image on either side (left, right: 0 or 1): there, zeros are read.
+    """
+    columns = stride * (at_once - 1) + 3
+
+    @emitted(17)
+    def rows(emit: Emit, count, row0, row1, row2, y_step, out_width, left, right, step, zeros, weights, w_step, bias, target, t_row, t_step, bounds):  # type: ignore[no-untyped-def]
+        builder, low, high = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
+        first, taps = emit.load(bias), max(channels, 1)
+        kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)] if not channels else None
         inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(t_step, i) for i in range(at_once)]
+        groups = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once))
+        last_x = emit.add(out_width, -at_once)
 
-        def group(_: Any, shift: Any, place: Any) -> list[Any]:
-            sums = [start] * at_once
-            for y, base in enumerate((row0, row1, row2)):
-                for column in range(columns):
-                    users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
-                    value = emit.load(emit.add(emit.add(base, shift), inputs[column])) if users else None
-                    for u in users:
-                        sums[u] = emit.fma(value, kernel[3 * y + column - stride * u], sums[u])
-            for u in range(at_once):
-                emit.store(emit.clamp(sums[u], low, high), emit.add(place, outputs[u]))
-            return [emit.add(shift, emit.mul(step, stride * at_once)), emit.add(place, emit.mul(t_step, at_once))]
+        def row(_: Any, shift: Any, place: Any) -> list[Any]:
+            bases = [emit.add(base, shift) for base in (row0, row1, row2)]
 
-        emit.loop(count, [emit.const(0), target], group)
+            def group(index: Any) -> list[Any]:
+                x = emit.mul(index, at_once)
+                x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
+                at = emit.mul(builder.sub(emit.mul(x, stride), left), step)
+                outside = {
+                    0: builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
+                    columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
+                }
+                sums = [first] * at_once
+                for y, base in enumerate(bases):
+                    from_row = emit.add(base, at)
+                    for column in range(columns):
+                        users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
+                        from_column = emit.add(from_row, inputs[column])
+                        if column in outside:
+                            from_column = builder.select(outside[column], zeros, from_column)
+                        for tap in range(taps if users else 0):
+                            value = emit.load_splat(emit.add(from_column, 4 * tap)) if channels else emit.load(from_column)
+                            for u in users:
+                                number = (3 * y + column - stride * u) * taps + tap
+                                factor = kernel[number] if kernel else emit.load(emit.add(weights, VECTOR * number))
+                                sums[u] = emit.fma(value, factor, sums[u])
+                goal = emit.add(place, emit.mul(x, t_step))
+                for u in range(at_once):
+                    emit.store(emit.clamp(sums[u], low, high), emit.add(goal, outputs[u]))
+                return []
 
-    return row
+            emit.loop(groups, [], group)
+            return [emit.add(shift, y_step), emit.add(place, t_row)]
+
+        emit.loop(count, [emit.const(0), target], row)
+
+    return rows
 
 
-_row1, _row1_one, _row2, _row2_one = _depthwise_row(1, 4), _depthwise_row(1, 1), _depthwise_row(2, 2), _depthwise_row(2, 1)
-
-
-@emitted(15)
-def _edge(emit: Emit, panels, x0, x1, x2, x3, x4, x5, x6, x7, x8, weights, w_step, bias, target, bounds):  # type: ignore[no-untyped-def]
-    """One output pixel of a 3x3 window, all channels, from nine places: those outside of the image are zeros."""
-    low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
-
-    def panel(p: Any) -> list[Any]:
-        shift = emit.mul(p, VECTOR)
-        total = emit.load(emit.add(bias, shift))
-        for tap, place in enumerate((x0, x1, x2, x3, x4, x5, x6, x7, x8)):
-            kernel = emit.load(emit.add(weights, emit.add(shift, emit.mul(w_step, tap))))
-            total = emit.fma(emit.load(emit.add(place, shift)), kernel, total)
-        emit.store(emit.clamp(total, low, high), emit.add(target, shift))
-        return []
-
-    emit.loop(panels, [], panel)
-
-
-@kernel
-def _depthwise_3x3_row(row0, row1, row2, zeros, width, channels, weights, bias, target, out_width, stride, left, bounds):  # type: ignore[no-untyped-def]
-    """One output row; rows outside of the image are zeros. stride is 1 or 2."""
-    step = 4 * channels
-    first = min((left + stride - 1) // stride, out_width)  # outputs first ... last - 1 see three columns of the image
-    last = max(first, min(out_width, (width - 3 + left) // stride + 1 if width - 3 + left >= 0 else 0))
-    for side in range(2):
-        for x in range(0 if side == 0 else last, first if side == 0 else out_width):
-            at = x * stride - left
-            a, b, c = 0 <= at < width, 0 <= at + 1 < width, 0 <= at + 2 < width
-            at *= step
-            _edge(
-                channels // LANES,
-                row0 + at if a else zeros, row0 + at + step if b else zeros, row0 + at + 2 * step if c else zeros,
-                row1 + at if a else zeros, row1 + at + step if b else zeros, row1 + at + 2 * step if c else zeros,
-                row2 + at if a else zeros, row2 + at + step if b else zeros, row2 + at + 2 * step if c else zeros,
-                weights, step, bias, target + x * step, bounds,
-            )  # fmt: skip
-    count = last - first
-    if count > 0:
-        at = (first * stride - left) * step
-        for p in range(0, step, VECTOR):
-            place, source = target + first * step + p, at + p
-            if stride == 1:
-                groups, rest = count // 4, count % 4
-                if groups > 0:
-                    _row1(groups, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
-                if rest > 0:
-                    source, place = source + 4 * groups * step, place + 4 * groups * step
-                    _row1_one(rest, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
-            else:
-                groups, rest = count // 2, count % 2
-                if groups > 0:
-                    _row2(groups, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
-                if rest > 0:
-                    source, place = source + 4 * groups * step, place + 2 * groups * step
-                    _row2_one(rest, row0 + source, row1 + source, row2 + source, step, weights + p, step, bias + p, place, step, bounds)
+_depthwise_rows_1 = _windows_in_rows(AT_ONCE, 0, 1)
+_depthwise_rows_2 = _windows_in_rows(AT_ONCE, 0, 2)
+_stem_rows = _windows_in_rows(2 * AT_ONCE, 3, 2)
 
 
 # ---- windows of any size
@@ -351,16 +332,28 @@ def _depthwise(op, source, target, zeros, images, thread, threads):  # type: ign
     kernel_height, kernel_width, stride_y, stride_x = number(op, KERNEL_HEIGHT), number(op, KERNEL_WIDTH), number(op, STRIDE_Y), number(op, STRIDE_X)
     top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
     step = 4 * channels
-    row = width * step
+    row, out_row = width * step, out_width * step
+    right = (out_width - 1) * stride_x - left + 3 - width  # columns of the last window outside of the image
+    in_rows = kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2 and 0 <= left <= 1 and right <= 1 and out_width >= AT_ONCE
+    some = max(1, ROWS_IN_CACHE // row)
     first, last = _share(images * out_height, thread, threads)
-    for y in range(first, last):
-        image, at = source + (y // out_height) * height * row, (y % out_height) * stride_y - top
-        place = target + y * out_width * step
-        if kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2:
+    y = first
+    while y < last:
+        image, in_image = source + (y // out_height) * height * row, y % out_height
+        at = in_image * stride_y - top
+        place = target + y * out_row
+        count = 1
+        if in_rows:
             row0 = image + at * row if 0 <= at < height else zeros
             row1 = image + (at + 1) * row if 0 <= at + 1 < height else zeros
             row2 = image + (at + 2) * row if 0 <= at + 2 < height else zeros
-            _depthwise_3x3_row(row0, row1, row2, zeros, width, channels, weights, bias, place, out_width, stride_x, left, bounds)
+            if at >= 0:  # rows that see three rows of the image are done together, as many as stay in the cache
+                count = max(1, min((height - 3 - at) // stride_y + 1, last - y, some))
+            for p in range(0, step, VECTOR):
+                if stride_x == 1:
+                    _depthwise_rows_1(count, row0 + p, row1 + p, row2 + p, row, out_width, left, max(right, 0), step, zeros, weights + p, step, bias + p, place + p, out_row, step, bounds)
+                else:
+                    _depthwise_rows_2(count, row0 + p, row1 + p, row2 + p, 2 * row, out_width, left, max(right, 0), step, zeros, weights + p, step, bias + p, place + p, out_row, step, bounds)
         else:
             top_tap, bottom_tap = max(0, -at), min(kernel_height, height - at)
             for x in range(out_width):
@@ -373,6 +366,25 @@ def _depthwise(op, source, target, zeros, images, thread, threads):  # type: ign
                     _products(channels // LANES, taps_y, taps_x, from_image, row, step, from_weights, kernel_width * step, bias, place + x * step, bounds)
                 else:
                     _elementwise(channels // LANES, bias, 0, place + x * step, bounds)
+        y += count
+
+
+@kernel
+def _stem(op, source, image_step, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
+    """The first convolution of most networks, 3x3 with stride 2 over three colours, straight from the images."""
+    height, width, out_height, out_width, outputs = number(op, HEIGHT), number(op, WIDTH), number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, OUTPUTS)
+    top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
+    row, t_step = 12 * width, 4 * outputs
+    right = max(0, (out_width - 1) * 2 - left + 3 - width)
+    first, last = _share(images * out_height, thread, threads)
+    for y in range(first, last):
+        image, at = source + (y // out_height) * image_step, (y % out_height) * 2 - top
+        row0 = image + at * row if 0 <= at < height else zeros
+        row1 = image + (at + 1) * row if 0 <= at + 1 < height else zeros
+        row2 = image + (at + 2) * row if 0 <= at + 2 < height else zeros
+        for p in range(outputs // LANES):
+            place = target + y * out_width * t_step + p * VECTOR
+            _stem_rows(1, row0, row1, row2, 0, out_width, left, right, 12, zeros, weights + 27 * p * VECTOR, VECTOR, bias + p * VECTOR, place, 0, t_step, bounds)
 
 
 @emitted(2)
@@ -429,6 +441,9 @@ def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zero
                 _depthwise(op, source, target, zeros, images, thread, threads)
             elif kind == CONV:
                 _conv(op, source, target, residual, images, thread, threads)
+            elif kind == STEM:
+                step = number(feeds, 1)
+                _stem(op, number(feeds, 0) + done * step, step, target, zeros, images, thread, threads)
             elif kind == FRAME:
                 step = number(op, EXTRA)
                 if number(op, SOURCE) < 0:
