@@ -18,32 +18,27 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
-from . import demo, doctor, emit_c, memory, model, network_report, projects, qemu, report_html, transfer
-from .augment import Augmentation
-from .checkpoints import Stopped
-from .delivery import deliver
-from .emit_c import Header, check_name, identifier_from
+from . import jit
 from .errors import MinitlError
 from .files import cache_folder, printable, write_atomically, write_together
-from .folders import Item, find_photos, list_folder
-from .folding import fold
-from .images import PhotoError, read_photo, read_photos
-from .model import Deployment, Model
-from .neither import word
-from .report import draw, to_png
-from .training import OPTIMISERS, Epoch
-from .transfer import Notify, Run
 from .version import __version__
-from .weights import to_bytes
+
+if TYPE_CHECKING:  # commands import what they need, so that a short one is quick
+    import numpy as np
+
+    from . import memory, network_report, qemu
+    from .emit_c import Header
+    from .folders import Item
+    from .model import Deployment, Model
+    from .training import Epoch
+    from .transfer import Notify, Run
 
 OUTPUTS = ("model.npz", "model.h", "report.html", "report.png", "report.json")
 CHECKPOINT = "checkpoint.npz"
+CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m33", "cortex-m4", "cortex-m55", "cortex-m7")
 VECTORS = ("inputs.bin", "logits.bin", "names.txt", "neither.bin")
 
 GUIDE = """\
@@ -68,6 +63,7 @@ class Console:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
         self.open = False
+        jit.announce = self.say
 
     def say(self, line: str) -> None:
         """A sentence of its own, shown also when quiet is off only."""
@@ -124,6 +120,11 @@ def print_json(value: Any) -> None:
 
 def command_train(arguments: argparse.Namespace) -> int:
     """Photos -> model, header, report."""
+    from . import model, transfer
+    from .augment import Augmentation
+    from .checkpoints import Stopped
+    from .emit_c import check_name
+
     out = Path(arguments.output)
     name = arguments.name or "model"
     check_name(name)
@@ -193,6 +194,9 @@ def state_of(file: Path) -> tuple[int, int] | None:
 
 def check_others(folder: str, backbone: Model) -> None:
     """MinitlError, before any work is done, where --neither names no photo that can be read."""
+    from .folders import find_photos
+    from .images import PhotoError, read_photo
+
     if not os.path.exists(folder):
         raise MinitlError(f"--neither {printable(folder)}: there is no such folder; give one of photos of other things, or none at all")
     paths, problem = find_photos(folder)[0], ""
@@ -238,6 +242,7 @@ def cache_of(arguments: argparse.Namespace) -> Path | None:
 
 def notify_of(console: Console) -> Notify:
     """The console as transfer.train wants it."""
+    from .transfer import Notify
 
     def epoch(line: Epoch, left: float) -> None:
         console.show(
@@ -309,6 +314,10 @@ def prepare_folder(out: Path, photos: str | None = None) -> None:
 
 def write_run(run: Run, out: Path, name: str) -> None:
     """All files, together or not at all."""
+    from . import report_html
+    from .report import draw, to_png
+    from .weights import to_bytes
+
     photos = {item.name: item.path for item in (*run.train, *run.val)}
     page, html = draw(run.report, photos), report_html.page(run.report, photos)
     report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
@@ -360,9 +369,11 @@ def kept_epochs(phases: Sequence[dict[str, Any]]) -> list[str]:
 
 def costs(network: Deployment) -> str:
     """What an int8 network takes, exactly or at most."""
+    from .emit_c import STACK
+
     size = network.figures()
     return (
-        f"int8 network: {network.graph.macs():,} MACs an image; RAM: {size.arena:,} bytes, below {emit_c.STACK:,} of stack; "
+        f"int8 network: {network.graph.macs():,} MACs an image; RAM: {size.arena:,} bytes, below {STACK:,} of stack; "
         f"flash: {size.flash:,} bytes of constants, below {size.code:,} of code"
     )
 
@@ -374,6 +385,8 @@ def proof(network: Deployment) -> list[str]:
 
 def command_doctor(arguments: argparse.Namespace) -> int:
     """What is wrong with the photos?"""
+    from . import doctor, model, transfer
+
     listing, fraction = transfer.choose_photos(arguments.photos, arguments.val)
     backbone = model.find(arguments.weights) if arguments.weights else None
     console = Console(arguments.json)
@@ -389,11 +402,15 @@ def command_doctor(arguments: argparse.Namespace) -> int:
 
 def command_evaluate(arguments: argparse.Namespace) -> int:
     """How good is a model on labelled photos?"""
+    from .folders import list_folder
+    from .neither import word
+    from .transfer import evaluate
+
     network = open_network(arguments)
     listing = list_folder(arguments.photos, network.classes)
     items = validation_items(listing.items)
     console = Console(arguments.json)
-    result = transfer.evaluate(network, items, progress=console.counter("photos"))
+    result = evaluate(network, items, progress=console.counter("photos"))
     result.skipped[:0] = [{"file": s.name, "reason": s.reason} for s in listing.skipped]
     note = "" if any(item.part for item in listing.items) else UNDIVIDED
     if arguments.json:
@@ -414,16 +431,20 @@ def command_evaluate(arguments: argparse.Namespace) -> int:
 
 def open_network(arguments: argparse.Namespace) -> Model | Deployment:
     """The network that a command is to ask: with --int8 as a header computes it."""
+    from .model import load
+
     names = class_names(arguments)
     if arguments.int8:
         return deployable(arguments, names)
-    loaded = model.load(arguments.model)
+    loaded = load(arguments.model)
     loaded.needs_classifier()
     return loaded.named(names) if names else loaded
 
 
 def deployable(arguments: argparse.Namespace, names: Sequence[str] | None, keep_constant: bool = False) -> Deployment:
     """The int8 network of a file, its classes under the names that were given, if any were."""
+    from . import model
+
     network = model.deployable(arguments.model, keep_constant)
     return network.named(names) if names else network
 
@@ -450,6 +471,9 @@ def validation_items(items: Sequence[Item]) -> list[Item]:
 
 def command_predict(arguments: argparse.Namespace) -> int:
     """What is on these photos?"""
+    from .folders import find_photos
+    from .neither import word
+
     network = open_network(arguments)
     paths: list[Path] = []
     named = set()
@@ -488,6 +512,10 @@ def command_predict(arguments: argparse.Namespace) -> int:
 
 def command_export(arguments: argparse.Namespace) -> int:
     """Model -> C header, folders that are ready to build."""
+    from . import projects
+    from .delivery import deliver
+    from .emit_c import Header, check_name, identifier_from
+
     given = [Path(path) for path in (arguments.output, arguments.arduino, arguments.project) if path]
     if not given:
         arguments.usage_error("nothing to write: give at least one of -o, --arduino and --project")
@@ -525,6 +553,8 @@ def command_export(arguments: argparse.Namespace) -> int:
 
 def check_export(arguments: argparse.Namespace, name: str) -> list[Path]:
     """Prove, before any work is done, that the outputs may be what they are called; the files that go beside the header (with --blob)."""
+    from .emit_c import identifier_from
+
     beside, folders = [], [folder for folder in (arguments.arduino, arguments.project) if folder]
     if arguments.output:
         out = Path(arguments.output)
@@ -560,6 +590,10 @@ LARGE_TEXT = 4_000_000
 
 def command_report(arguments: argparse.Namespace) -> int:
     """What an int8 network costs, and where it loses accuracy."""
+    from . import memory, network_report
+    from .folding import fold
+    from .report import to_png
+
     if arguments.output:
         check_output(Path(arguments.output), arguments.model)
         if Path(arguments.output).suffix.lower() != ".png":
@@ -602,6 +636,8 @@ def command_report(arguments: argparse.Namespace) -> int:
 
 def some_photos(arguments: argparse.Namespace, network: Deployment, console: Console, notes: list[str]) -> list[np.ndarray]:
     """Preprocessed images (1, H, W, 3) float32 of at most --count photos, at even distances in the order of their names."""
+    from .images import PhotoError, read_photos
+
     paths, recipe = photos_of(arguments.photos, network.classes), network.pictures()
     count = min(len(paths), arguments.count)
     images, progress = [], console.counter("photos")
@@ -618,6 +654,8 @@ def some_photos(arguments: argparse.Namespace, network: Deployment, console: Con
 
 def photos_of(folder: str, classes: Sequence[str]) -> list[Path]:
     """Where a folder is divided or has the model's classes, its validation photos; else any photos."""
+    from .folders import find_photos, list_folder
+
     try:
         return [item.path for item in validation_items(list_folder(folder, classes).items)]
     except MinitlError:  # not arranged in classes
@@ -626,10 +664,13 @@ def photos_of(folder: str, classes: Sequence[str]) -> list[Path]:
 
 def count_instructions(network: Deployment, core: str, notes: list[str]) -> qemu.Profile | None:
     """A run on a simulated core; None, and a note, where that is not possible."""
+    from . import qemu
+    from .emit_c import test_images
+
     if why := qemu.unavailable(core):
         notes.append(f"instructions were not counted: {why}; --no-qemu leaves this out")
         return None
-    image = emit_c.test_images(network.graph.tensors[network.graph.input].size)[0]
+    image = test_images(network.graph.tensors[network.graph.input].size)[0]
     try:
         return qemu.profile(network.emit("network"), "network", core, image)
     except MinitlError as error:  # too large for the board
@@ -664,6 +705,11 @@ def report_facts(
     notes: list[str],
 ) -> dict[str, Any]:
     """All of `minitl report` as a dict."""
+    from dataclasses import asdict
+
+    from . import memory, network_report
+    from .emit_c import STACK
+
     size = network.figures()
     before = network_report.rows(network.original, memory.plan(network.original))
     return {
@@ -673,7 +719,7 @@ def report_facts(
         "rows": rows,
         "fused": sorted(plan.fused),
         "macs": network.graph.macs(),
-        "ram": {"arena": size.arena, "stack_below": emit_c.STACK},
+        "ram": {"arena": size.arena, "stack_below": STACK},
         "flash": {"constants": size.flash, "by_purpose": size.constants, "code_below": size.code},
         "constant_channels": {
             "removed": network.removal is not None,
@@ -691,8 +737,10 @@ def report_facts(
 
 def command_convert(arguments: argparse.Namespace) -> int:
     """Foreign weights -> our .npz."""
+    from .model import load
+
     check_output(Path(arguments.output), arguments.foreign)
-    loaded = model.load(arguments.foreign)
+    loaded = load(arguments.foreign)
     loaded.note(**{key: value for key in ("source", "licence") if (value := getattr(arguments, key))})
     digest = loaded.save(arguments.output)
     count = sum(array.size for array in loaded.graph.arrays().values())
@@ -704,7 +752,9 @@ def command_convert(arguments: argparse.Namespace) -> int:
 
 def command_info(arguments: argparse.Namespace) -> int:
     """What is in a weights file?"""
-    loaded = model.load(arguments.file)
+    from .model import load
+
+    loaded = load(arguments.file)
     facts = describe(loaded)
     if arguments.json:
         print_json(facts)
@@ -733,6 +783,7 @@ def print_facts(key: str, value: Any, indent: str = "") -> None:
 
 def describe(loaded: Model) -> dict[str, Any]:
     """All of `minitl info` as a dict."""
+    import numpy as np
 
     def frozen(name: str) -> str:
         mask = loaded.graph.frozen.get(name, False)
@@ -766,6 +817,10 @@ def describe(loaded: Model) -> dict[str, Any]:
 
 def command_vectors(arguments: argparse.Namespace) -> int:
     """Test vectors for a user's own firmware."""
+    import numpy as np
+
+    from .images import PhotoError, read_photos
+
     out = Path(arguments.output)
     for file in VECTORS:
         spare_input(out / file, arguments.model)
@@ -801,6 +856,8 @@ def command_vectors(arguments: argparse.Namespace) -> int:
 
 def command_demo(arguments: argparse.Namespace) -> int:
     """The whole path on pictures that are drawn here."""
+    from . import demo
+
     out = Path(arguments.output)
     prepare_folder(out)
     print(f"drawing {3 * demo.COUNT} pictures of apples, bananas and cucumbers into {out / 'photos'}, and training a small MobileNet")
@@ -882,7 +939,7 @@ def parser() -> argparse.ArgumentParser:
     course.add_argument("--batch", type=int, metavar="N", help="photos per step (32)")
     course.add_argument("--seed", type=int, metavar="N", help="same seed, same files (0)")
     course.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a lower validation loss (20)")
-    course.add_argument("--optimiser", "--optimizer", choices=OPTIMISERS, help="sgd: with Nesterov's momentum (default)")
+    course.add_argument("--optimiser", "--optimizer", choices=("sgd", "adamw"), help="sgd: with Nesterov's momentum (default)")
     course.add_argument("--momentum", type=float, metavar="M", help="of sgd (0.9)")
     course.add_argument("--decay", type=float, metavar="D", help="weight decay (classifier 0.03, more 0.0001)")
     course.add_argument(
@@ -939,7 +996,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("model", metavar="MODEL", help="as for export")
     one.add_argument("photos", metavar="PHOTOS", nargs="?", help="any photos: adds how far int8 is from float after every layer")
     one.add_argument("-o", "--output", metavar="report.png", help="the same as a page, with a drawing of the memory")
-    one.add_argument("--core", choices=sorted(qemu.CORES), default="cortex-m4", help="where instructions are counted (default cortex-m4)")
+    one.add_argument("--core", choices=CORES, default="cortex-m4", help="where instructions are counted (default cortex-m4)")
     one.add_argument("--no-qemu", action="store_true", help="do not count instructions")
     one.add_argument("--count", type=positive, metavar="N", default=32, help="at most so many photos (default 32)")
     one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
@@ -1062,6 +1119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about broken notes inside of whole pictures
+    Console(getattr(arguments, "json", False))  # hears from jit.py; commands that show progress put their own in its place
     try:
         code: int = arguments.function(arguments)
         sys.stdout.flush()
@@ -1069,11 +1127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MinitlError as error:
         print(f"\nminitl {arguments.command}: {error}" if sys.stderr.isatty() else f"minitl {arguments.command}: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\nstopped; files were left as they were", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # also checkpoints.Stopped, which says what was saved
+        print(f"\n{stopped}" if str(stopped) else "\nstopped; files were left as they were", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `minitl info | head`
         drop_output()

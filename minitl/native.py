@@ -19,7 +19,6 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +26,10 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from . import jit
 from .errors import MinitlError
-from .files import cache_folder, is_private, write_atomically
+from .files import write_atomically
 from .version import __version__
-
-announce: Callable[[str], None] = lambda sentence: None  # noqa: E731
-"""Called with a sentence before something that takes seconds; the command line prints it."""
 
 
 @functools.cache
@@ -64,7 +61,7 @@ def load(name: str) -> Any:
         path = _place(name)
         code = _read(path) if path else None
         if code is None:
-            announce(f"compiling the kernels of {name} for this processor, once ...")
+            jit.announce("compiling for this processor, once ...")
             code = _compile(name)
             if path:
                 _write(path, code)
@@ -81,12 +78,8 @@ def _place(name: str) -> Path | None:
     for source in sorted(Path(__file__).with_name("fast").glob("*.py")):
         sha.update(source.read_bytes())
     sha.update(Path(__file__).read_bytes())
-    try:
-        folder = cache_folder() / "kernels"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder / f"{name}-{sha.hexdigest()[:32]}.bin" if is_private(folder) else None
-    except OSError:
-        return None
+    folder = jit.kernels_folder()
+    return folder / f"{name}-{sha.hexdigest()[:32]}.bin" if folder else None
 
 
 def _read(path: Path) -> bytes | None:

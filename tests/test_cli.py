@@ -891,7 +891,7 @@ def test_the_module_and_the_script_are_the_same_command():
     )
     assert said.stdout.decode() == f"minitl {minitl.__version__}\n"
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'minitl = "minitl.cli:main"' in text
+    assert 'minitl = "minitl.__main__:main"' in text
 
 
 # ---- mistakes

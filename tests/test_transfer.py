@@ -8,7 +8,7 @@ import small_models
 from PIL import Image
 
 import minitl
-from minitl import autofreeze, cli, phases, training, transfer
+from minitl import autofreeze, cli, model, phases, training, transfer
 from minitl.augment import Augmentation
 from minitl.errors import MinitlError
 from minitl.model import find
@@ -176,7 +176,7 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint_and_resuming_needs_no_train
     from minitl import checkpoints
 
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
-    monkeypatch.setattr(cli.model, "find", lambda name, seed: backbone())
+    monkeypatch.setattr(model, "find", lambda name, seed: backbone())
     words = ["train", str(photos), "--weights", "x", "--no-cache", "-o", str(tmp_path / "out"), "--fine-tune", "1", "--epochs", "2"]
     real = cli.write_together
 
