@@ -20,26 +20,28 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import constant_channels, emit_c, importers, kernels, weights
+from . import weights
 from .architectures import blocks, build, complete, feature_node
-from .constant_channels import Removal
-from .emit_c import About, Figures, Header
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folding import fold
 from .graph import Graph
 from .images import PhotoError, Recipe, read_photos
-from .importers import hdf5, tflite, tflite_int8
-from .integer import IntegerGraph
 from .layers import Array, Dense
 from .neither import Neither, Rule
 from .quantize import Calibration, calibrate, quantise
+from .reference import softmax
 from .version import __version__
 from .weights import Weights
+
+if TYPE_CHECKING:  # int8 and foreign files import what they need: a prediction in float is quicker without
+    from .constant_channels import Removal
+    from .emit_c import About, Figures, Header
+    from .integer import IntegerGraph
 
 CALIBRATION_PHOTOS = 256
 """Photos of the training part, chosen by content; calibration takes about as long as reading them."""
@@ -262,6 +264,8 @@ class Model:
 
     def deploy(self, keep_constant: bool = False) -> Deployment:
         """The int8 network as it leaves Python. keep_constant: also the channels that no image can change; the answers are the same."""
+        from . import constant_channels
+
         original = self.quantise()
         facts = self.provenance | {"model content hash": self.content().content_hash()}
         removal = None if keep_constant else constant_channels.remove(original)
@@ -288,7 +292,7 @@ def _answers(
             answers.append(Answer(path, [], found.reason))
         else:
             logits, neither = judge(found[None])
-            p = kernels.softmax(logits)[0]
+            p = softmax(logits)[0]
             answers.append(Answer(path, [(classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")], neither=bool(neither[0])))
     return answers
 
@@ -330,7 +334,9 @@ class Deployment:
 
     def figures(self) -> Figures:
         """Bytes of RAM and flash that a header states."""
-        return emit_c.figures(self.graph, self.classes, self.rule)
+        from .emit_c import figures
+
+        return figures(self.graph, self.classes, self.rule)
 
     def pictures(self) -> Recipe:
         """The recipe. Raises MinitlError where the input is no photo."""
@@ -382,13 +388,19 @@ class Deployment:
 
     def emit(self, name: str, file: str | None = None) -> str:
         """The network as one C header; see Model.emit."""
-        return emit_c.emit(self.graph, self._about(name, file))
+        from .emit_c import emit
+
+        return emit(self.graph, self._about(name, file))
 
     def emit_blob(self, name: str, file: str | None = None) -> Header:
         """The same with the weights as bytes in a file of their own."""
-        return emit_c.emit_blob(self.graph, self._about(name, file))
+        from .emit_c import emit_blob
+
+        return emit_blob(self.graph, self._about(name, file))
 
     def _about(self, name: str, file: str | None) -> About:
+        from .emit_c import About
+
         return About(name, self.classes, self.recipe, self.provenance, __version__, file or "", self.summary, self.rule)
 
 
@@ -397,6 +409,9 @@ def deployable(path: str | Path, keep_constant: bool = False) -> Deployment:
 
     keep_constant: as Model.deploy. Raises MinitlError for anything else; a float network is told what to do.
     """
+    from . import importers
+    from .importers import hdf5, tflite
+
     name, head = printable(Path(path).name), _head(path)
     if head.startswith(hdf5.SIGNATURE):
         raise MinitlError(f"{name}: {FLOAT}")
@@ -410,6 +425,9 @@ FLOAT = "this network computes in float; `minitl train PHOTOS --weights FILE -o 
 
 def _quantised(data: bytes, name: str, keep_constant: bool) -> Deployment:
     """See deployable; the bytes of a .tflite file called `name`."""
+    from . import constant_channels
+    from .importers import tflite, tflite_int8
+
     if not any(tensor.dtype in (np.int8, np.uint8) and tensor.data is None for tensor in tflite.parse(data, name).tensors):
         raise MinitlError(f"{name}: {FLOAT}")
     found = tflite_int8.read(data, name)
@@ -455,6 +473,8 @@ def load(path: str | Path) -> Model:
     data = _head(path, weights.is_npz)
     if weights.is_npz(data):
         return Model(weights.parse(data, printable(path)))
+    from . import importers
+
     found = importers.read(path)
     classes = [printable(name) for name in found.classes] if found.classes else None
     return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance))

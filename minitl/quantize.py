@@ -17,15 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import integer
 from .errors import MinitlError
 from .folding import count_readers
 from .graph import INPUT, Graph, Node
 from .images import Recipe
-from .integer import IntegerGraph, Op, Tensor, quantise_multiplier, quantise_multipliers
 from .layers import (
     Add,
     AveragePool,
@@ -40,6 +39,9 @@ from .layers import (
     ReLU6,
     Reshape,
 )  # fmt: skip
+
+if TYPE_CHECKING:  # what quantises imports it; what reads statistics does not need it
+    from .integer import IntegerGraph, Op, Tensor
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ def quantise_kernel(kernel: np.ndarray, bias: np.ndarray, scale_in: float, mean:
 
 def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> IntegerGraph:
     """The integer graph. Raises MinitlError where statistics are missing (calibrate first) or a layer has no integer form."""
+    from . import integer
+    from .integer import IntegerGraph, Tensor, quantise_multiplier, quantise_multipliers
+
     scale, zero = recipe.input_quantisation
     tensors = {INPUT: Tensor(INPUT, folded.input_shape, scale, zero)}
     ops: list[Op] = []
@@ -191,6 +196,8 @@ def quantise(folded: Graph, calibration: Calibration, recipe: Recipe) -> Integer
 
 def _tensor(name: str, shape: tuple[int, ...], seen: Statistics, finest: float) -> Tensor:
     """A tensor whose scale covers what was seen."""
+    from .integer import Tensor
+
     return Tensor(name, shape, *value_scale(seen.low, seen.high, finest))
 
 
@@ -203,8 +210,10 @@ def clamp(out: Tensor, activation: Layer) -> tuple[int, int]:
 
 def _rescaled(part: Tensor, out: Tensor, name: str, tensors: dict[str, Tensor], ops: list[Op]) -> str:
     """Name of `part` on the scale of `out`; adds a Requantise where the scales differ."""
+    from .integer import Requantise, Tensor, quantise_multiplier
+
     if part.quantisation == out.quantisation:
         return part.name
     tensors[name] = Tensor(name, part.shape, *out.quantisation)
-    ops.append(integer.Requantise(name, (part.name,), name, *quantise_multiplier(part.scale / out.scale)))
+    ops.append(Requantise(name, (part.name,), name, *quantise_multiplier(part.scale / out.scale)))
     return name
