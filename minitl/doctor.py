@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from .errors import MinitlError
-from .features import Cache, Progress, Row, cache_key, extract, features_of
+from .features import Cache, Frozen, Progress, Row, cache_key, extract, features_of
 from .files import printable
 from .folders import ALIKE, Item, Listing, bits_apart, difference_hash, groups_alike
-from .images import PhotoError, Recipe, digest, dimensions, photos_ahead, read_bytes, read_photo, read_photos
+from .images import PhotoError, Recipe, digest, dimensions, photos_ahead, read_bytes, read_photo
 from .kernels import softmax
 from .layers import Array
 from .model import Model
@@ -387,7 +387,7 @@ class Expert:
                 f"{found.skipped[0][0]} could be read at first and cannot any more: leave the photos alone while they are used"
             )
         self.photos = [photos[index] for index in found.kept]
-        self.parts, self.rows = found.features.parts, found.features.rows
+        self.rows = found.features.rows
         if not np.isfinite(self.rows).all():
             raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
         self.labels = np.array([photo.item.label for photo in self.photos])
@@ -433,13 +433,20 @@ class Expert:
                     break
                 result[at, quarter] = row.values
         progress = self.counter("turned copies")
-        pictures = read_photos([self.photos[which[at]].item.path for at in missing], recipe)
-        for done, (at, (_, pixels)) in enumerate(zip(missing, pictures, strict=True), start=1):
-            if not isinstance(pixels, PhotoError):  # one that has just gone keeps four equal views, which are sure of nothing
-                for quarter in (1, 2, 3):
-                    copy = np.ascontiguousarray(np.rot90(pixels, quarter))
-                    result[at, quarter] = features_of(graph, recipe, copy, self.parts)
-                    store.add(self._turned_key(which[at], quarter), Row(result[at, quarter].copy(), 0))
+        frozen = Frozen(graph) if missing else None
+
+        def views(at: int) -> list[Array]:
+            try:
+                pixels = read_photo(self.photos[which[at]].item.path, recipe)
+            except PhotoError:  # one that has just gone keeps four equal views, which are sure of nothing
+                return []
+            assert frozen
+            return [features_of(frozen, recipe, np.ascontiguousarray(np.rot90(pixels, quarter))) for quarter in (1, 2, 3)]
+
+        for done, (at, found) in enumerate(photos_ahead(views, missing), start=1):
+            for quarter, values in enumerate(found, start=1):
+                result[at, quarter] = values
+                store.add(self._turned_key(which[at], quarter), Row(values, 0))
             progress(done, len(missing))
         store.flush()
         return result

@@ -28,10 +28,11 @@ from typing import ClassVar
 import numpy as np
 import PIL
 
+from .engine import make, plain
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folders import difference_hash
-from .folding import FrozenPart, frozen_part
+from .folding import frozen_part
 from .graph import INPUT, Graph
 from .images import PhotoError, Recipe, digest, photos_ahead, read_bytes, read_photo
 from .layers import Array, Shape
@@ -117,7 +118,9 @@ def large_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Arr
 
 def cache_key(graph: Graph, recipe: Recipe) -> str:
     """SHA-256 of all that a row depends on, but for the photo."""
-    sha = hashlib.sha256(repr((__version__, PIL.__version__, sorted(recipe.to_dict().items()), graph.input_shape, graph.border())).encode())
+    sha = hashlib.sha256(
+        repr((__version__, PIL.__version__, sorted(recipe.to_dict().items()), graph.input_shape, graph.border(), plain())).encode()
+    )
     prefix = set(graph.frozen_prefix())
     for node in graph.nodes:
         if node.name in prefix:
@@ -240,7 +243,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     width = sum(int(np.prod(shape)) for _, shape in parts)
     store = Cache(None if pixels else cache, "" if pixels else cache_key(graph, recipe), width)
     rows = large_array((len(paths), width), np.uint8 if pixels else np.float32, cache)
-    frozen = None if pixels else frozen_part(graph)
+    frozen = None if pixels else Frozen(graph)
 
     def hashed(path: Path) -> tuple[str, bytes] | PhotoError:
         try:
@@ -297,6 +300,15 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     return result
 
 
-def features_of(frozen: FrozenPart, recipe: Recipe, photo: Array) -> Array:
+class Frozen:
+    """The frozen part of a graph, for one photo after the other; several threads may use it at once."""
+
+    def __init__(self, graph: Graph) -> None:
+        folded, self.names = frozen_part(graph)
+        self.engine = make(folded, self.names.values(), threads=1)
+
+
+def features_of(frozen: Frozen, recipe: Recipe, photo: Array) -> Array:
     """(H, W, 3) uint8 -> (F,) float32."""
-    return np.concatenate([value.reshape(-1) for value in frozen.values(recipe.normalise(photo[None])).values()])
+    values = frozen.engine.run(recipe.normalise(photo[None]))
+    return np.concatenate([values[at].reshape(-1) for at in frozen.names.values()])
