@@ -14,7 +14,6 @@ these, with MINITL_ENGINE=plain, and where the kernels cannot be compiled, Graph
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,7 @@ from .folding import count_readers
 from .geometry import output_hw
 from .graph import INPUT, Graph, Node
 from .layers import Add, Array, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape, Shape
-from .native import LANES, load
+from .native import LANES, load, plain
 from .threads import threads, together
 
 FIELDS = (
@@ -45,14 +44,6 @@ WORTH_THREADS = 20_000_000
 
 class Unsupported(Exception):
     """The graph has something that the fast engine does not know."""
-
-
-def plain() -> bool:
-    """Whether MINITL_ENGINE asks for the plain kernels everywhere."""
-    chosen = os.environ.get("MINITL_ENGINE", "fast")
-    if chosen not in ("fast", "plain"):
-        raise MinitlError(f"MINITL_ENGINE is {chosen!r}: expected fast or plain")
-    return chosen == "plain"
 
 
 def filled(channels: int) -> int:

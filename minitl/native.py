@@ -32,6 +32,14 @@ from .files import write_atomically
 from .version import __version__
 
 
+def plain() -> bool:
+    """Whether MINITL_ENGINE asks for the plain kernels everywhere."""
+    chosen = os.environ.get("MINITL_ENGINE", "fast")
+    if chosen not in ("fast", "plain"):
+        raise MinitlError(f"MINITL_ENGINE is {chosen!r}: expected fast or plain")
+    return chosen == "plain"
+
+
 @functools.cache
 def _cpu() -> tuple[str, str]:
     """(name, features) of this processor, as LLVM knows them."""
