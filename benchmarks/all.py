@@ -4,7 +4,8 @@
 
 PyTorch, ONNX Runtime and LiteRT take part where they are installed (pip install 'minitl[peers]'). Real weights and photos are used where
 they are found, in ../shared beside the checkout or in MINITL_SHARED; random ones otherwise. Memory is measured on Linux only.
-Absolute times are of this machine and this moment; only ratios travel. --quick: the small network, a few rounds: whether it runs, not how fast.
+Absolute times are of this machine and this moment; only ratios travel. --quick: the small network
+and a few rounds, to see whether it runs, not how fast.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import os
 import time
 from pathlib import Path
 
-import minitl  # noqa: F401  (before NumPy: it asks for one thread in BLAS)
 from machine import description
 from tables import write
 

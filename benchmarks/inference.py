@@ -3,8 +3,8 @@
 Out: a table. BatchNorms are folded on all sides; the others get the network in their own format (formats.py, twins.py), PyTorch in its best
 layout, eager or compiled by torch.jit. Every answer is compared with the plain kernels' before anything is timed.
 
-The limit is the time that the multiply-adds alone would take, or reading weights and images once, whichever is longer; both speeds are measured
-in the same turns (machine.py).
+The limit is the time that the multiply-adds alone would take, or reading weights and images once, whichever is longer; both speeds
+are measured in the same turns (machine.py).
 """
 
 import importlib
@@ -62,8 +62,9 @@ def int8_images(shape, batch):
 
 
 def ours(name, batch, threads, **_):
-    import minitl  # noqa: F401
     from turns import imported
+
+    import minitl  # noqa: F401
 
     try:
         from minitl.engine import Engine
@@ -79,8 +80,9 @@ def ours(name, batch, threads, **_):
 
 
 def ours_int8(batch, file, keep_constant, **_):
-    import minitl
     from turns import imported
+
+    import minitl
 
     imported()
     graph = minitl.deployable(file, keep_constant).graph
@@ -158,7 +160,7 @@ def litert(batch, threads, file, **_):
 def report(quick, threads):
     table = Table(
         "Inference",
-        "ours / this one: how many times the throughput, in brackets at least what we want. Memory: MiB at most, above the imports / of the "
+        "ours / this one: how many times the throughput, beside it the least we want. Memory: MiB at most, above the imports / of the "
         "process. Limit: share of the time that this machine's multiply-adds (or memory) allow.",
         ("", "ms", "images/s", "ours / this one", "goal", "memory", "limit", "differs"),
     )

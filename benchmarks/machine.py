@@ -94,7 +94,12 @@ def _loops(lanes):
 
 def _on_threads(work, threads):
     pool = ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(work, range(threads)))[0] and None
+
+    def step():
+        for _ in pool.map(work, range(threads)):
+            pass
+
+    return step
 
 
 def arithmetic(threads):

@@ -1,141 +1,192 @@
-"""Memory and time of one training step, ours and PyTorch's: the same network, the same numbers, batch 32, float32.
+"""Training: one step at batch 32, and a classifier on features that are there already; ours and PyTorch, the same numbers, float32.
 
-    python benchmarks/training.py [--quick] [--threads 1 2]
-
-PyTorch takes part where it is installed; Linux only (/proc/self/clear_refs).
-
-Each figure comes from a fresh process, ours and theirs in turn; medians of three. Two peaks, both of resident memory:
-
-    the step       highest point of a step above the state before it. Before it, three steps have been made: code is compiled, optimisers
-                   hold their state, and unused memory has been given back to the system (malloc_trim). Images are there already.
-    the process    highest point since it began: Python, the libraries, compiling, everything.
-
-"last three blocks": all below is frozen, its BatchNorms included; both sides start from the images. PyTorch runs the frozen part without
-keeping anything, we run it folded and one image at a time (folding.py). --quick: MobileNetV1 0.25 at 96x96 only, one process each.
+Out: a table. PyTorch runs channels last, with activations in place (twins.py). Losses are compared before anything is timed; that gradients
+are equal, too, is tested elsewhere. What is frozen below "the last two blocks" is computed for every batch on both sides, as it must be
+where photos change from epoch to epoch; "from kept features" is what minitl does where they do not. The classifier: 100 epochs of 1,097
+photos, validated on 272 after each, the best kept.
 """
 
-import argparse
-import ctypes
-import gc
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+import numpy as np
+from tables import Table, number
+from turns import Contender, Turns
 
-BATCH, STEPS, RATE, MOMENTUM, DECAY = 32, 10, 0.01, 0.9, 1e-4
+BATCH, RATE, HEAD_RATE, MOMENTUM, DECAY = 32, 0.001, 0.01, 0.9, 1e-4
 NETWORKS = {
-    "MobileNetV1 0.25 at 96x96": ("mobilenet_v1", 0.25, 96, "..conv_pw_10"),
-    "MobileNetV1 0.25 at 224x224": ("mobilenet_v1", 0.25, 224, "..conv_pw_10"),
-    "MobileNetV2 0.35 at 96x96": ("mobilenet_v2", 0.35, 96, "..block_13"),
+    # architecture, alpha, size, {case: last frozen layer}
+    "V1 0.25@96": (
+        "mobilenet_v1",
+        0.25,
+        96,
+        {"all layers": None, "the last three blocks": "conv_pw_10", "the last two blocks": "conv_pw_11"},
+    ),
+    "V1 0.25@224": ("mobilenet_v1", 0.25, 224, {"all layers": None, "the last three blocks": "conv_pw_10"}),
+    "V2 0.35@96": ("mobilenet_v2", 0.35, 96, {"all layers": None, "the last three blocks": "block_13"}),
 }
-CASES = ("all layers", "last three blocks")
+GOALS = {"all layers": 1.5, "the last three blocks": 4, "the last two blocks": 4, "head": 5}
+OURS, KEPT, PYTORCH = "minitl", "minitl, from kept features", "PyTorch"
+EPOCHS, PHOTOS, VALIDATION, FEATURES, CLASSES = 100, 1097, 272, 256, 10
 
 
-def status(key):
-    """A line of /proc/self/status in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise KeyError(key)
+# ---- the contenders, each in its process (turns.py)
 
 
-def step_of(who, network, case, threads):
-    """A function that makes one training step."""
-    import numpy as np
+def step_of_ours(network, case, kept, **_):
+    from turns import imported
 
-    from minitl.architectures import build
+    from minitl import training
 
-    architecture, alpha, size, border = NETWORKS[network]
-    graph = build(architecture, alpha=alpha, input_shape=[size, size, 3], classes=10).initialise(0)
-    if case != CASES[0]:
-        graph.freeze(border)
-    rng = np.random.default_rng(0)
-    images, labels = rng.random((BATCH, size, size, 3), np.float32), rng.integers(0, 10, BATCH)
-    if who == "minitl":
-        from minitl import training
-
-        optimiser, targets = training.SGD(graph, MOMENTUM, DECAY), training.one_hot(labels, 10)
+    imported()
+    graph, images, labels = work(network, case)
+    optimiser, targets = training.SGD(graph, MOMENTUM, DECAY), training.one_hot(labels, CLASSES)
+    if case == "all layers":
         feeds = lambda: {"input": images}  # noqa: E731
-        if case != CASES[0]:
-            from minitl.folding import frozen_part
+    else:
+        from minitl.folding import frozen_part
 
-            frozen = frozen_part(graph)
-            feeds = lambda: frozen.values(images)  # noqa: E731
-        return lambda: training.train_step(graph, feeds(), targets, optimiser, RATE, None)
+        frozen = frozen_part(graph)
+        features = frozen.values(images)
+        feeds = (lambda: features) if kept else lambda: frozen.values(images)
+    return lambda: training.train_step(graph, feeds(), targets, optimiser, RATE, None)[1].mean()
 
+
+def step_of_pytorch(network, case, threads, **_):
     import torch
+    from turns import imported
     from twins import Twin, to_torch, torch_step
 
+    imported()
     torch.set_num_threads(threads)
-    twin = Twin(graph)
-    x, y = to_torch(images), torch.from_numpy(labels)
+    graph, images, labels = work(network, case)
+    twin, x, y = Twin(graph), to_torch(images), torch.from_numpy(labels)
     optimiser = torch.optim.SGD(twin.groups(DECAY), RATE, momentum=MOMENTUM, nesterov=True)
-    return lambda: torch_step(twin, optimiser, x, y)
+    return lambda: torch_step(twin, optimiser, x, y).numpy()
 
 
-def measure(who, network, case, threads):
-    """{"step": MiB, "process": MiB, "seconds": of a step}"""
-    step = step_of(who, network, case, threads)
-    for _ in range(3):
-        step()
-    process, peaks, times = status("VmHWM"), [], []
-    for _ in range(3):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        step()
-        peaks.append(status("VmHWM") - before)
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return {"step": statistics.median(peaks), "process": process, "seconds": statistics.median(times)}
+def head_of_ours(epochs, **_):
+    from turns import imported
+
+    from minitl import features, images, training
+    from minitl.graph import Graph, Node
+    from minitl.layers import Dense
+
+    imported()
+    rows, labels = photos()
+    recipe = images.Recipe(96, 96)
+    source = features.Features(rows, [("input", (FEATURES,))], recipe)
+    train, val = source.take(np.arange(PHOTOS)), source.take(np.arange(PHOTOS, PHOTOS + VALIDATION))
+    settings = training.Settings(epochs=epochs, batch=BATCH, rate=HEAD_RATE, momentum=MOMENTUM, decay=DECAY, patience=epochs)
+
+    def step():
+        graph = Graph([Node("logits", Dense(CLASSES), ("input",))], (FEATURES,)).initialise(0)
+        history = training.fit(graph, train, labels[:PHOTOS], val, labels[PHOTOS:], settings)
+        return np.float64(history.epochs[history.best - 1].val_loss)
+
+    return step
 
 
-def in_a_process(*arguments):
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(arguments[-1]), "OMP_NUM_THREADS": str(arguments[-1])}
-    command = [sys.executable, __file__, "--one", json.dumps(arguments)]
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+def head_of_pytorch(threads, epochs):
+    import torch
+    from torch.nn.functional import cross_entropy
+    from turns import imported
+
+    imported()
+    torch.set_num_threads(threads)
+    rows, labels = map(torch.from_numpy, photos())
+    x, y, val_x, val_y = rows[:PHOTOS], labels[:PHOTOS], rows[PHOTOS:], labels[PHOTOS:]
+
+    def step():
+        torch.manual_seed(0)
+        head = torch.nn.Linear(FEATURES, CLASSES)
+        optimiser = torch.optim.SGD(head.parameters(), HEAD_RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
+        steps = epochs * -(-PHOTOS // BATCH)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        best, kept = float("inf"), None
+        for _ in range(epochs):
+            for chosen in torch.randperm(PHOTOS).split(BATCH):
+                optimiser.zero_grad()
+                cross_entropy(head(x[chosen]), y[chosen]).backward()
+                optimiser.step()
+                schedule.step()
+            with torch.inference_mode():
+                loss = cross_entropy(head(val_x), val_y).item()
+            if loss < best:
+                best, kept = loss, {name: value.clone() for name, value in head.state_dict().items()}
+        head.load_state_dict(kept)
+        return np.float64(best)
+
+    return step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2][: os.cpu_count()])
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(*json.loads(arguments.one))))
-        return
-    sides = ["minitl"]
-    try:
-        import torch
+def work(network, case):
+    """The graph with its freeze mask, images (N, H, W, 3) float32, labels (N,)."""
+    from minitl.architectures import build
 
-        sides.append("PyTorch")
-        print(f"PyTorch {torch.__version__}, channels last, activations in place")
-    except ImportError:
-        print("PyTorch is not installed, so minitl runs alone: pip install minitl[peers]")
-    for network in list(NETWORKS)[: 1 if arguments.quick else None]:
-        for case in CASES:
-            for threads in arguments.threads:
-                runs = {who: [] for who in sides}
-                for _ in range(1 if arguments.quick else 3):
-                    for who in sides:
-                        runs[who].append(in_a_process(who, network, case, threads))
-                found = {who: {key: statistics.median(run[key] for run in of_it) for key in of_it[0]} for who, of_it in runs.items()}
-                print(f"\n{network}, {case}, batch {BATCH}, {threads} thread{'s' if threads > 1 else ''}")
-                for who, figures in found.items():
-                    step, process, time_ = (found["minitl"][key] / figures[key] for key in ("step", "process", "seconds"))
-                    print(
-                        f"  {who:<8} step {figures['step']:6.1f} MiB, process {figures['process']:4.0f} MiB,"
-                        f" {1000 * figures['seconds']:6.1f} ms;  ours / this one: step {step:.2f}, process {process:.2f}, time {time_:.2f}",
-                        flush=True,
-                    )
+    architecture, alpha, size, cases = NETWORKS[network]
+    graph = build(architecture, alpha=alpha, input_shape=[size, size, 3], classes=CLASSES).initialise(0)
+    if cases[case]:
+        graph.freeze(".." + cases[case])
+    rng = np.random.default_rng(0)
+    coarse = rng.random(
+        (BATCH, 8, 8, 3), np.float32
+    )  # pure noise makes all images alike for deep layers, whose BatchNorms then magnify rounding
+    images = np.ascontiguousarray(coarse.repeat(size // 8, axis=1).repeat(size // 8, axis=2))
+    return graph, images, rng.integers(0, CLASSES, BATCH)
 
 
-if __name__ == "__main__":
-    main()
+def photos():
+    """Features (N, F) float32 around one point for each class, labels (N,): training photos, then validation photos."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, PHOTOS + VALIDATION)
+    rows = 0.3 * rng.standard_normal((CLASSES, FEATURES))[labels] + rng.standard_normal((len(labels), FEATURES))
+    return rows.astype(np.float32), labels
+
+
+# ---- the table
+
+
+def report(quick, threads):
+    table = Table(
+        "Training",
+        "ours / this one: times the throughput, beside it the least we want. Memory: MiB at most, of a step above the state before "
+        "it / above the imports / of the process. Loss: of the first step, or the best validation loss of the classifier.",
+        ("", "ms", "images/s", "ours / this one", "goal", "memory", "loss"),
+    )
+    for network, (*_, cases) in list(NETWORKS.items())[: 1 if quick else None]:
+        for case in cases:
+            for count in threads if network == "V1 0.25@96" else threads[:1]:
+                arguments = {"network": network, "case": case, "threads": count}
+                contenders = [Contender(OURS, "training:step_of_ours", arguments | {"kept": False}, count)]
+                if case != "all layers":
+                    contenders.append(Contender(KEPT, "training:step_of_ours", arguments | {"kept": True}, count))
+                contenders.append(Contender(PYTORCH, "training:step_of_pytorch", arguments, count))
+                goal = GOALS[case] if network == "V1 0.25@96" else None
+                _rows(table, f"{network}, {case}, batch {BATCH}", count, contenders, BATCH, goal, quick, tolerance=1e-3)
+    epochs = 5 if quick else EPOCHS
+    for count in threads:
+        arguments = {"threads": count, "epochs": epochs}
+        contenders = [Contender(who, f"training:head_of_{of}", arguments, count) for who, of in ((OURS, "ours"), (PYTORCH, "pytorch"))]
+        title = f"classifier on {FEATURES} kept features, {epochs} epochs of {PHOTOS:,} photos, batch {BATCH}"
+        _rows(table, title, count, contenders, epochs * PHOTOS, GOALS["head"], quick, tolerance=0.2)
+    return table
+
+
+def _rows(table, title, threads, contenders, images, goal, quick, tolerance):
+    with Turns(contenders) as turns:
+        losses = {who: float(turns.answer(who)) for who in turns.processes}
+        for who, loss in losses.items():
+            if not abs(loss - losses[OURS]) < tolerance:
+                raise AssertionError(f"{title}: {who} has a loss of {loss:.5f}, we have {losses[OURS]:.5f}")
+        medians, memory = turns.medians(2 if quick else 7, 0.05 if quick else 0.3), turns.memory()
+    table.rows.append((f"{title}, {threads} thread{'s' * (threads > 1)}",))
+    for who, seconds in medians.items():
+        table.add(
+            who,
+            number(1000 * seconds),
+            number(images / seconds),
+            f"{seconds / medians[OURS]:.2f}",
+            f"({goal:g})" if goal and who == PYTORCH else "",
+            f"{memory[who].step:.1f} / {memory[who].growth:.0f} / {memory[who].process:.0f}",
+            f"{losses[who]:.5f}",
+        )
+    for who, why in turns.missing.items():
+        table.rows.append((f"without {who}: {why}",))

@@ -56,7 +56,7 @@ class Turns:
     def __init__(self, contenders):
         self.processes, self.missing = {}, {}
         for contender in contenders:
-            counts = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINITL_THREADS"), str(contender.threads))
+            counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINITL_THREADS"), str(contender.threads))
             command = [sys.executable, str(Path(__file__)), contender.work, json.dumps(contender.arguments)]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | counts | contender.environment
@@ -94,7 +94,7 @@ class Turns:
         return found
 
     def answer(self, name):
-        """What the work of a contender returns, as an array."""
+        """What the work of a contender returned the first time, as an array."""
         import numpy as np
 
         shape, values = self._ask(name, "answer")
@@ -152,8 +152,10 @@ def _memory(step):
 
 
 def _work(step, seconds):
+    end = time.perf_counter() + seconds
     for _ in range(WARM_UP):
-        step()
+        if time.perf_counter() < end:
+            step()
     times, end = [], time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         started = time.perf_counter()
@@ -173,7 +175,7 @@ def _serve(work, arguments):
     module, function = work.split(":")
     try:
         step = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-        step()
+        first = step()
     except (ImportError, NotImplementedError) as error:
         reply(str(error))
         return
@@ -181,8 +183,7 @@ def _serve(work, arguments):
     for line in io.TextIOWrapper(sys.stdin.buffer):
         question, *rest = json.loads(line)
         if question == "answer":
-            array = step()
-            reply([list(array.shape), array.reshape(-1).tolist()])
+            reply([list(first.shape), first.reshape(-1).tolist()])
         elif question == "work":
             reply(_work(step, *rest))
         else:
