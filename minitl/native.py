@@ -62,6 +62,30 @@ def _lanes() -> int:
 LANES = _lanes()
 
 
+def _dot() -> tuple[int, int, str]:
+    """How int8 networks multiply here: (products at once per 32-bit lane, what is added to an int8 to keep it in a byte, LLVM's name of the instruction).
+
+    The name is "" where the same is put together from ordinary instructions. MINITL_DOT=2 or 4 overrides the first, for tests: the bits are the same.
+    """
+    has = {feature[1:] for feature in _cpu()[1].split(",") if feature.startswith("+")}
+    x86, arm = platform.machine().lower() in ("x86_64", "amd64"), platform.machine().lower() in ("arm64", "aarch64")
+    chosen = os.environ.get("MINITL_DOT")
+    if chosen != "2":
+        if x86 and LANES == 16 and "avx512vnni" in has:
+            return 4, 128, "llvm.x86.avx512.vpdpbusd.512"
+        if x86 and LANES == 8 and ("avxvnni" in has or {"avx512vnni", "avx512vl"} <= has):
+            return 4, 128, "llvm.x86.avx512.vpdpbusd.256"
+        if arm and LANES == 4 and "dotprod" in has:
+            return 4, 0, "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        if chosen == "4":
+            return 4, 0 if arm else 128, ""
+    names = {16: ("avx512bw", "llvm.x86.avx512.pmaddw.d.512"), 8: ("avx2", "llvm.x86.avx2.pmadd.wd"), 4: ("sse2", "llvm.x86.sse2.pmadd.wd")}
+    return 2, 0, names[LANES][1] if x86 and names[LANES][0] in has else ""
+
+
+DOT = _dot()
+
+
 @functools.cache
 def load(name: str) -> Any:
     """The kernels of fast/NAME.py as functions of an object. MinitlError where this machine cannot compile or load them."""
@@ -81,7 +105,7 @@ def load(name: str) -> Any:
 def _place(name: str) -> Path | None:
     """Where the object file belongs; None where nothing can be kept."""
     sha = hashlib.sha256(
-        repr((__version__, llvmlite.__version__, llvm.llvm_version_info, sys.version_info[:2], sys.platform, platform.machine(), LANES, _cpu())).encode()
+        repr((__version__, llvmlite.__version__, llvm.llvm_version_info, sys.version_info[:2], sys.platform, platform.machine(), LANES, DOT, _cpu())).encode()
     )
     for source in sorted(Path(__file__).with_name("fast").glob("*.py")):
         sha.update(source.read_bytes())
