@@ -11,18 +11,20 @@ cache, and the values that cross that border are the features worth computing on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from . import kernels
+from . import kernels_fast
 from .errors import MinitlError
-from .layers import Array, BatchNorm, Dropout, Layer, Params, Shape, Training
+from .layers import Array, BatchNorm, Dropout, Layer, Params, ReLU, ReLU6, Shape, Training
 
 INPUT = "input"
 """The name of the image in `inputs` of a node."""
@@ -41,6 +43,20 @@ Tape = dict[str, Any]
 """What a forward pass leaves for the backward pass: {node: cache} for the nodes that need a gradient."""
 
 
+def _until_frozen(method: Callable[[Graph], Any]) -> Callable[[Graph], Any]:
+    """Remember the answer until the freeze mask changes: every step of a training asks."""
+
+    @wraps(method)
+    def remembering(graph: Graph) -> Any:
+        mask = [(name, mask if isinstance(mask, bool) else mask.tobytes()) for name, mask in graph.frozen.items()]
+        known = graph._known.get(method.__name__)
+        if known is None or known[0] != mask:
+            known = graph._known[method.__name__] = (mask, method(graph))
+        return known[1]
+
+    return remembering
+
+
 class Graph:
     """Nodes, their parameters, and the freeze mask.
 
@@ -54,6 +70,7 @@ class Graph:
         self.input_shape = tuple(input_shape)
         self.params: dict[str, Params] = {}
         self.frozen: dict[str, bool | Array] = {}
+        self._known: dict[str, Any] = {}
         self.shapes: dict[str, Shape] = {INPUT: self.input_shape}
         for node in self.nodes:
             if node.name in self.shapes:
@@ -177,29 +194,31 @@ class Graph:
         mask = self.frozen.get(name, False)
         return ~mask if isinstance(mask, np.ndarray) else not mask
 
+    @_until_frozen
     def trainable(self) -> list[tuple[str, str, Training]]:
         """(node, parameter, in_training) for everything that an optimiser may touch."""
         masks = [(node, self.in_training(node.name)) for node in self.nodes]
         return [
             (node.name, name, mask)
             for node, mask in masks
-            if np.any(mask)
+            if mask is True or (mask is not False and mask.any())  # NumPy takes long to see that a bool is one
             for name in node.layer.trainable
             if name in node.layer.param_shapes(*self.input_shapes(node))
         ]
 
-    def needs_gradient(self) -> set[str]:
+    @_until_frozen
+    def needs_gradient(self) -> frozenset[str]:
         """The one rule, see the head of this file."""
         needing = {node for node, _, _ in self.trainable()}
         for node in self.nodes:
             if any(name in needing for name in node.inputs):
                 needing.add(node.name)
-        return needing
+        return frozenset(needing)
 
     def frozen_prefix(self) -> list[str]:
         """Nodes whose value for a photo never changes while training: nothing to train at or below them, and no unfrozen Dropout."""
         prefix: list[str] = []
-        changing = self.needs_gradient()
+        changing = set(self.needs_gradient())
         for node in self.nodes:
             random = isinstance(node.layer, Dropout) and node.layer.rate > 0 and np.any(self.in_training(node.name))
             if random or any(name in changing for name in node.inputs):
@@ -214,9 +233,32 @@ class Graph:
         read = {name for node in self.nodes if node.name not in prefix for name in node.inputs}
         return [name for name in self.shapes if name in prefix and name in read]
 
+    @_until_frozen
+    def steps(self) -> list[Node]:
+        """The nodes as training runs them: a BatchNorm in training and the ReLU or ReLU6 that alone reads it are one step, the BatchNorm's.
+
+        That saves two of five passes over the largest values, forward and again backward. Readers of the ReLU read the BatchNorm instead.
+        """
+        readers = Counter(name for node in self.nodes for name in node.inputs)
+        steps: dict[str, Node] = {}
+        alias: dict[str, str] = {}
+        for node in self.nodes:
+            inputs = tuple(alias.get(name, name) for name in node.inputs)
+            before = steps.get(inputs[0])
+            if (
+                isinstance(node.layer, ReLU | ReLU6) and node.name != self.output
+                and before and isinstance(before.layer, BatchNorm) and before.layer.high is None
+                and readers[before.name] == 1 and np.any(self.in_training(before.name))
+            ):  # fmt: skip
+                steps[before.name] = replace(before, layer=replace(before.layer, high=node.layer.high))
+                alias[node.name] = before.name
+            else:
+                steps[node.name] = replace(node, inputs=inputs)
+        return list(steps.values())
+
     # ---- the two loops
 
-    def evaluate(self, feeds: Array | Mapping[str, Array], wanted: Iterable[str] = (), ops: ModuleType = kernels) -> dict[str, Array]:
+    def evaluate(self, feeds: Array | Mapping[str, Array], wanted: Iterable[str] = (), ops: ModuleType = kernels_fast) -> dict[str, Array]:
         """Values of the wanted nodes (default: the output) as a trained network gives them, {name: (N, ...)}.
 
         feeds: images (N, H, W, C), or {node: value} to start in the middle. Every value is dropped after its last reader.
@@ -236,17 +278,17 @@ class Graph:
                     values.pop(name, None)
         return {name: values[name] for name in targets}
 
-    def ancestors(self, targets: set[str], given: set[str]) -> list[Node]:
-        """The nodes to compute for the targets, in order, when the values of `given` are known."""
-        wanted = targets - given
-        for node in reversed(self.nodes):
+    def ancestors(self, targets: set[str], given: set[str], nodes: Sequence[Node] = ()) -> list[Node]:
+        """The nodes (of these, all where empty) to compute for the targets, in order, when the values of `given` are known."""
+        wanted, nodes = targets - given, nodes or self.nodes
+        for node in reversed(nodes):
             if node.name in wanted:
                 wanted |= set(node.inputs) - given
         missing = wanted & {INPUT}
         assert not missing, "the image is needed and was not given"
-        return [node for node in self.nodes if node.name in wanted]
+        return [node for node in nodes if node.name in wanted]
 
-    def forward(self, feeds: Array | Mapping[str, Array], rng: Any = None, ops: ModuleType = kernels) -> tuple[Array, Tape]:
+    def forward(self, feeds: Array | Mapping[str, Array], rng: Any = None, ops: ModuleType = kernels_fast) -> tuple[Array, Tape]:
         """One forward pass in training: the output (N, ...) and the tape for backward.
 
         feeds as in evaluate, but nothing that training changes. rng: numpy Generator for Dropout.
@@ -256,7 +298,7 @@ class Graph:
         needing = self.needs_gradient()
         assert not needing & values.keys(), "a value that training changes was fed"
         tape: Tape = {}
-        steps = self.ancestors({self.output}, set(values))
+        steps = self.ancestors({self.output}, set(values), self.steps())
         last_reader = {name: node.name for node in steps for name in node.inputs}
         for node in steps:
             xs = [values[name] for name in node.inputs]
@@ -269,7 +311,7 @@ class Graph:
                     values.pop(name, None)
         return values[self.output], tape
 
-    def backward(self, dy: Array, tape: Tape, ops: ModuleType = kernels) -> dict[str, Params]:
+    def backward(self, dy: Array, tape: Tape, ops: ModuleType = kernels_fast) -> dict[str, Params]:
         """Gradients {node: {parameter: array}} of a loss whose gradient with respect to the output is dy.
 
         Visits the nodes that need a gradient, in reverse, each once; where a value has several readers, their gradients are summed.
@@ -277,7 +319,7 @@ class Graph:
         needing = self.needs_gradient()
         gradients: dict[str, Array] = {self.output: dy} if self.output in needing else {}
         grads: dict[str, Params] = {}
-        for node in reversed(self.nodes):
+        for node in reversed(self.steps()):
             if node.name not in gradients:  # frozen below here, or nothing reads it
                 continue
             need_dx = any(name in needing for name in node.inputs)
