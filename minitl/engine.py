@@ -14,6 +14,7 @@ these, with MINITL_ENGINE=plain, and where the kernels cannot be compiled, Graph
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +28,22 @@ from .graph import INPUT, Graph, Node
 from .layers import Add, Array, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape, Shape
 from .native import LANES, load, plain
 from .threads import threads, together
+from .threads import threads as available
 
 FIELDS = (
     "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
-    "weights bias bounds residual depth at extra"
+    "weights bias bounds residual depth at extra scratch"
 ).split()
-KINDS = "stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
+KINDS = "block stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
 """Fields of a row and kinds of operations, see fast/inference.py."""
+
+PLACED = ("source", "target", "residual", "scratch")
+"""Fields that are places in the block."""
+
+WORTH_STRIPS = {3: 400_000, 2: 100_000}
+STRIP = {3: 200_000, 2: 40_000}
+"""{layers: bytes}: layers are done together, strip by strip, where the values between them are larger than the first; a strip of them has
+the second. Both were measured: half a second-level cache, and a first-level one."""
 
 VALUES_AT_ONCE = 1 << 15
 """Images are taken together as long as their largest value has at most so many floats: then small layers have enough pixels to be worth it."""
@@ -84,7 +94,6 @@ class Plan:
     rows: list[dict[str, int]] = field(default_factory=list)
     keep: list[Array] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # floats of each value in the block
-    lives: list[list[int]] = field(default_factory=list)  # its first and last operation
     size: int = 0
 
     def constant(self, values: Array) -> int:
@@ -102,31 +111,61 @@ class Plan:
     def value(self, shape: tuple[int, int, int]) -> int:
         """Number of a new value that the next operation makes."""
         self.sizes.append(shape[0] * shape[1] * shape[2])
-        self.lives.append([len(self.rows), len(self.rows)])
         return len(self.sizes) - 1
 
     def row(self, kind: str, source: int, target: int, residual: int = -1, **fields: int) -> None:
         """Add an operation. source, target, residual: numbers of values, -1 for none."""
-        for value in (source, target, residual):
-            if value >= 0:
-                self.lives[value][1] = len(self.rows)
         self.rows.append({"kind": KINDS.index(kind), "source": source, "target": target, "residual": residual, **fields})
+
+    def fuse(self, threads: int) -> None:
+        """Do a depthwise convolution and its neighbours in strips, where what is between them is large; see `block` in fast/inference.py."""
+        names = [KINDS[row["kind"]] for row in self.rows]
+        i = 0
+        while i < len(self.rows):
+            for layers in (["pointwise", "depthwise", "pointwise"], ["depthwise", "pointwise"]):
+                parts = self.rows[i : i + len(layers)]
+                if names[i : i + len(layers)] == layers and all(self._only(a, b) for a, b in itertools.pairwise(parts)):
+                    depthwise, last = parts[-2:]
+                    before, after = (4 * depthwise[w] * depthwise["channels"] for w in ("width", "out_width"))
+                    stride, window = depthwise["stride_y"], depthwise["kernel_height"]
+                    size = after * depthwise["out_height"] + (before * depthwise["height"] if len(layers) == 3 else 0)
+                    if size <= WORTH_STRIPS[len(layers)]:
+                        continue
+                    each = after + (stride * before if len(layers) == 3 else 0)
+                    most = max(1, (STRIP[len(layers)] - (before * (window - stride) if len(layers) == 3 else 0)) // each)
+                    strip = -(-depthwise["out_height"] // -(-depthwise["out_height"] // most))
+                    extra = -(-(strip * after + (((strip - 1) * stride + window) * before if len(layers) == 3 else 0)) // 64) * 64
+                    self.sizes.append(extra * threads // 4)
+                    block = {"kind": KINDS.index("block"), "source": parts[0]["source"], "target": last["target"], "residual": last["residual"],
+                             "scratch": len(self.sizes) - 1, "depth": len(layers), "at": strip, "extra": extra, "channels": parts[0]["channels"]}  # fmt: skip
+                    self.rows[i : i + len(layers)] = [block, *({**row, "source": -1, "target": -1, "residual": -1} for row in parts)]
+                    names[i:i] = ["block"]
+                    i += len(layers)
+                    break
+            i += 1
+
+    def _only(self, first: dict[str, int], second: dict[str, int]) -> bool:
+        """Whether the value of one operation is read by the other and by nobody else."""
+        value = first["target"]
+        return second["source"] == value and sum(value in (row["source"], row["residual"]) for row in self.rows) == 1
 
     def place(self, images: int) -> Array:
         """Give every value its place, first fit, the largest first; -> the table (operations, fields) int64."""
+        used = [[row.get(name, -1) for name in PLACED] for row in self.rows]
+        lives = {value: [i for i, values in enumerate(used) if value in values] for value in range(len(self.sizes))}
+        sizes = {row["scratch"]: self.sizes[row["scratch"]] * 4 for row in self.rows if "scratch" in row}
+        sizes = {value: -(-sizes.get(value, self.sizes[value] * images * 4) // 64) * 64 for value, life in lives.items() if life}
         places: dict[int, int] = {}
-        for value in sorted(range(len(self.sizes)), key=lambda v: -self.sizes[v]):
-            size = -(-self.sizes[value] * images * 4 // 64) * 64
-            start, end = self.lives[value]
-            others = sorted((places[v], places[v] + -(-self.sizes[v] * images * 4 // 64) * 64) for v in places if self.lives[v][0] <= end and start <= self.lives[v][1])  # fmt: skip
+        for value in sorted(sizes, key=lambda v: -sizes[v]):
+            others = [v for v in places if lives[v][0] <= lives[value][-1] and lives[value][0] <= lives[v][-1]]
             at = 0
-            for low, high in others:
-                if at + size <= low:
+            for other in sorted(others, key=places.__getitem__):
+                if at + sizes[value] <= places[other]:
                     break
-                at = max(at, high)
+                at = max(at, places[other] + sizes[other])
             places[value] = at
-            self.size = max(self.size, at + size)
-        table = [{**row, **{name: places.get(row[name], -1) for name in ("source", "target", "residual")}} for row in self.rows]
+            self.size = max(self.size, at + sizes[value])
+        table = [{**row, **{name: places.get(row.get(name, -1), -1) for name in PLACED}} for row in self.rows]
         return aligned(np.array([[row.get(name, 0) for name in FIELDS] for row in table], np.int64).reshape(-1, len(FIELDS)))
 
 
@@ -206,7 +245,7 @@ class Planner:
                 plan.row("pointwise", source, target, residual, weights=plan.constant(panels(kernel, c)), depth=c, **common)
                 return
             outside = (ow - 1) * 2 - padding[2] + 3 - w
-            if name == INPUT and c == 3 and (kh, kw, sy, sx) == (3, 3, 2, 2) and padding[2] <= 1 and outside <= 1 and ow >= 8 and not plus:
+            if name == INPUT and c == 3 and filled(o) == LANES and (kh, kw, sy, sx) == (3, 3, 2, 2) and padding[2] <= 1 and outside <= 1 and ow >= 8 and not plus:
                 plan.row("stem", -1, self._target(result), top=padding[0], left=padding[2], weights=plan.constant(panels(kernel, 3)), **common)
                 return
             channels, source = filled(c), self.values.get(name, -1)
@@ -295,6 +334,7 @@ class Engine:
         self.input_shape, self.threads = graph.input_shape, threads
         plan = Planner(graph, list(self.shapes)).write()
         self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
+        plan.fuse(available() if threads is None else threads)
         self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
         self.macs = sum(node.layer.macs(*graph.input_shapes(node)) for node in graph.nodes)
         self._zeros = aligned(np.zeros(max(row["width"] * row["channels"] for row in plan.rows if "channels" in row and "width" in row), np.float32))

@@ -17,17 +17,17 @@ from .vectors import F32, VECTOR, Emit, barrier, clear, copy, emitted, kernel, n
 
 FIELDS = (
     "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
-    "weights bias bounds residual depth at extra"
+    "weights bias bounds residual depth at extra scratch"
 ).split()
 """A row of the table. source, target, residual: bytes into the arena (residual -1: none). height ... outputs: of source and target, channels filled up.
 weights, bias, bounds (low, high): addresses. depth: products per output and row of the kernel. at, extra: see the operations."""
 
 ROW = len(FIELDS)
 (KIND, SOURCE, TARGET, HEIGHT, WIDTH, CHANNELS, OUT_HEIGHT, OUT_WIDTH, OUTPUTS, KERNEL_HEIGHT, KERNEL_WIDTH, STRIDE_Y, STRIDE_X, TOP, LEFT,
- WEIGHTS, BIAS, BOUNDS, RESIDUAL, DEPTH, AT, EXTRA) = range(ROW)  # fmt: skip
+ WEIGHTS, BIAS, BOUNDS, RESIDUAL, DEPTH, AT, EXTRA, SCRATCH) = range(ROW)  # fmt: skip
 
-KINDS = "stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
-STEM, FRAME, CONV, POINTWISE, DEPTHWISE, AVERAGE, MAXIMUM, ADD, CLAMP, PLACE, FLATTEN, TAKE = range(len(KINDS))
+KINDS = "block stem frame conv pointwise depthwise average maximum add clamp place flatten take".split()
+BLOCK, STEM, FRAME, CONV, POINTWISE, DEPTHWISE, AVERAGE, MAXIMUM, ADD, CLAMP, PLACE, FLATTEN, TAKE = range(len(KINDS))
 
 TILES = {4: {1: 8, 2: 8, 3: 6}, 8: {1: 10, 2: 6, 3: 4}, 16: {1: 14, 2: 14, 3: 9}}[LANES]
 """{panels: rows} of the largest tile of sums that fits into the registers: 32 of them with AVX-512 and NEON, 16 with AVX2."""
@@ -103,7 +103,7 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
     in the first-level cache while all panels pass by.
     """
     panel = segments * depth * VECTOR
-    at_once = max(24, 16384 // (4 * segments * depth) // 12 * 12)
+    at_once = max(60, 65536 // (4 * segments * depth) // 12 * 12)
     panels = columns // LANES
     first = 0
     while first < rows:
@@ -132,7 +132,7 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
 # ---- 3x3 windows: outputs side by side share what their windows share
 
 
-ROWS_IN_CACHE = 12288
+ROWS_IN_CACHE = 16384
 """Bytes of input that a depthwise convolution reads for one panel of channels before it goes to the next: they come from the first-level cache."""
 
 AT_ONCE = 4
@@ -140,34 +140,35 @@ AT_ONCE = 4
 
 
 def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
-    """Rows of outputs of a 3x3 window, for one panel of output channels, `at_once` outputs at a time; the last ones may be done twice.
+    """Rows first ... first + count - 1 of the outputs of a 3x3 window, for one panel of output channels, `at_once` outputs at a time.
 
-    channels: 0 where each lane of the input goes into the same lane of the output (depthwise), else so many values of a pixel, each of which
-    goes into every lane. At most one column of the windows lies outside of the image on either side (left, right: 0 or 1): there, zeros are read.
+    The last outputs of a row may be done twice. channels: 0 where each lane of the input goes into the same lane of the output (depthwise), else so
+    many values of a pixel, each of which goes into every lane. Rows outside of the image, and the one column on either side that may be
+    outside (left, right: 0 or 1), are read from zeros. row, out_row, step, out_step: bytes from one row, or one pixel, to the next.
     """
-    columns = stride * (at_once - 1) + 3
+    columns, taps = stride * (at_once - 1) + 3, max(channels, 1)
 
-    @emitted(17)
-    def rows(emit: Emit, count, row0, row1, row2, y_step, out_width, left, right, step, zeros, weights, w_step, bias, target, t_row, t_step, bounds):  # type: ignore[no-untyped-def]
-        builder, low, high = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
-        first, taps = emit.load(bias), max(channels, 1)
+    @emitted(18)
+    def rows(emit: Emit, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width, out_row, out_step, bounds):  # type: ignore[no-untyped-def]
+        builder, low, high, start = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4)), emit.load(bias)
         kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)] if not channels else None
-        inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(t_step, i) for i in range(at_once)]
-        groups = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once))
-        last_x = emit.add(out_width, -at_once)
+        inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(out_step, i) for i in range(at_once)]
+        groups, last_x = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once)), emit.add(out_width, -at_once)
 
-        def row(_: Any, shift: Any, place: Any) -> list[Any]:
-            bases = [emit.add(base, shift) for base in (row0, row1, row2)]
+        def one_row(index: Any, place: Any) -> list[Any]:
+            y = builder.sub(emit.mul(emit.add(first, index), stride), top)
+            ys = [emit.add(y, i) for i in range(3)]
+            bases = [builder.select(builder.icmp_unsigned("<", y, height), emit.add(image, builder.mul(y, row)), zeros) for y in ys]
 
             def group(index: Any) -> list[Any]:
                 x = emit.mul(index, at_once)
                 x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
-                at = emit.mul(builder.sub(emit.mul(x, stride), left), step)
+                at = builder.mul(builder.sub(emit.mul(x, stride), left), step)
                 outside = {
                     0: builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
                     columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
                 }
-                sums = [first] * at_once
+                sums = [start] * at_once
                 for y, base in enumerate(bases):
                     from_row = emit.add(base, at)
                     for column in range(columns):
@@ -181,22 +182,20 @@ def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
                                 number = (3 * y + column - stride * u) * taps + tap
                                 factor = kernel[number] if kernel else emit.load(emit.add(weights, VECTOR * number))
                                 sums[u] = emit.fma(value, factor, sums[u])
-                goal = emit.add(place, emit.mul(x, t_step))
+                goal = emit.add(place, builder.mul(x, out_step))
                 for u in range(at_once):
                     emit.store(emit.clamp(sums[u], low, high), emit.add(goal, outputs[u]))
                 return []
 
             emit.loop(groups, [], group)
-            return [emit.add(shift, y_step), emit.add(place, t_row)]
+            return [emit.add(place, out_row)]
 
-        emit.loop(count, [emit.const(0), target], row)
+        emit.loop(count, [target], one_row)
 
     return rows
 
 
-_depthwise_rows_1 = _windows_in_rows(AT_ONCE, 0, 1)
-_depthwise_rows_2 = _windows_in_rows(AT_ONCE, 0, 2)
-_stem_rows = _windows_in_rows(2 * AT_ONCE, 3, 2)
+_depthwise_1, _depthwise_2, _stem = _windows_in_rows(AT_ONCE, 0, 1), _windows_in_rows(AT_ONCE, 0, 2), _windows_in_rows(2 * AT_ONCE, 3, 2)
 
 
 # ---- windows of any size
@@ -326,65 +325,106 @@ def _pointwise(op, source, target, residual, images, thread, threads):  # type: 
 
 
 @kernel
-def _depthwise(op, source, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
-    height, width, channels = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS)
-    out_height, out_width = number(op, OUT_HEIGHT), number(op, OUT_WIDTH)
+def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untyped-def]
+    """Rows first ... last - 1 of the output of one image; target: where the first of them goes. image: where its row 0 is, or would be."""
+    height, width, channels, out_width = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS), number(op, OUT_WIDTH)
     kernel_height, kernel_width, stride_y, stride_x = number(op, KERNEL_HEIGHT), number(op, KERNEL_WIDTH), number(op, STRIDE_Y), number(op, STRIDE_X)
     top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
     step = 4 * channels
     row, out_row = width * step, out_width * step
     right = (out_width - 1) * stride_x - left + 3 - width  # columns of the last window outside of the image
-    in_rows = kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2 and 0 <= left <= 1 and right <= 1 and out_width >= AT_ONCE
-    some = max(1, ROWS_IN_CACHE // row)
-    first, last = _share(images * out_height, thread, threads)
-    y = first
-    while y < last:
-        image, in_image = source + (y // out_height) * height * row, y % out_height
-        at = in_image * stride_y - top
-        place = target + y * out_row
-        count = 1
-        if in_rows:
-            row0 = image + at * row if 0 <= at < height else zeros
-            row1 = image + (at + 1) * row if 0 <= at + 1 < height else zeros
-            row2 = image + (at + 2) * row if 0 <= at + 2 < height else zeros
-            if at >= 0:  # rows that see three rows of the image are done together, as many as stay in the cache
-                count = max(1, min((height - 3 - at) // stride_y + 1, last - y, some))
+    if kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2 and 0 <= left <= 1 and right <= 1 and out_width >= AT_ONCE:
+        right = max(right, 0)
+        some = max(1, ROWS_IN_CACHE // (row * stride_x))
+        for y in range(first, last, some):
+            count, place = min(some, last - y), target + (y - first) * out_row
             for p in range(0, step, VECTOR):
                 if stride_x == 1:
-                    _depthwise_rows_1(count, row0 + p, row1 + p, row2 + p, row, out_width, left, max(right, 0), step, zeros, weights + p, step, bias + p, place + p, out_row, step, bounds)
+                    _depthwise_1(y, count, image + p, height, row, step, top, left, right, zeros, weights + p, step, bias + p, place + p, out_width, out_row, step, bounds)
                 else:
-                    _depthwise_rows_2(count, row0 + p, row1 + p, row2 + p, 2 * row, out_width, left, max(right, 0), step, zeros, weights + p, step, bias + p, place + p, out_row, step, bounds)
-        else:
-            top_tap, bottom_tap = max(0, -at), min(kernel_height, height - at)
-            for x in range(out_width):
-                column = x * stride_x - left
-                left_tap, right_tap = max(0, -column), min(kernel_width, width - column)
-                taps_y, taps_x = bottom_tap - top_tap, right_tap - left_tap
-                if taps_y > 0 and taps_x > 0:
-                    from_image = image + (at + top_tap) * row + (column + left_tap) * step
-                    from_weights = weights + (top_tap * kernel_width + left_tap) * step
-                    _products(channels // LANES, taps_y, taps_x, from_image, row, step, from_weights, kernel_width * step, bias, place + x * step, bounds)
-                else:
-                    _elementwise(channels // LANES, bias, 0, place + x * step, bounds)
+                    _depthwise_2(y, count, image + p, height, row, step, top, left, right, zeros, weights + p, step, bias + p, place + p, out_width, out_row, step, bounds)
+        return
+    for y in range(first, last):
+        at, place = y * stride_y - top, target + (y - first) * out_row
+        top_tap, bottom_tap = max(0, -at), min(kernel_height, height - at)
+        for x in range(out_width):
+            column = x * stride_x - left
+            left_tap, right_tap = max(0, -column), min(kernel_width, width - column)
+            taps_y, taps_x = bottom_tap - top_tap, right_tap - left_tap
+            if taps_y > 0 and taps_x > 0:
+                from_image = image + (at + top_tap) * row + (column + left_tap) * step
+                from_weights = weights + (top_tap * kernel_width + left_tap) * step
+                _products(channels // LANES, taps_y, taps_x, from_image, row, step, from_weights, kernel_width * step, bias, place + x * step, bounds)
+            else:
+                _elementwise(channels // LANES, bias, 0, place + x * step, bounds)
+
+
+@kernel
+def _depthwise_images(op, source, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
+    size, out_height = number(op, HEIGHT) * number(op, WIDTH) * number(op, CHANNELS) * 4, number(op, OUT_HEIGHT)
+    out_row = number(op, OUT_WIDTH) * number(op, CHANNELS) * 4
+    y, end = _share(images * out_height, thread, threads)
+    while y < end:
+        image, first = y // out_height, y % out_height
+        last = min(out_height, first + end - y)
+        _depthwise(op, source + image * size, target + y * out_row, zeros, first, last)
+        y += last - first
+
+
+@kernel
+def _first(op, source, image_step, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
+    """The first convolution of most networks, 3x3 with stride 2 from three colours to few channels, straight from the images."""
+    height, width, out_height, out_width, outputs = number(op, HEIGHT), number(op, WIDTH), number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, OUTPUTS)
+    top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
+    out_row = 4 * outputs * out_width
+    right = max(0, (out_width - 1) * 2 - left + 3 - width)
+    y, end = _share(images * out_height, thread, threads)
+    while y < end:
+        image, first = source + (y // out_height) * image_step, y % out_height
+        count = min(out_height - first, end - y)
+        for p in range(outputs // LANES):
+            _stem(first, count, image, height, 12 * width, 12, top, left, right, zeros, weights + 27 * p * VECTOR, 0, bias + p * VECTOR,
+                  target + y * out_row + p * VECTOR, out_width, out_row, 4 * outputs, bounds)  # fmt: skip
         y += count
 
 
 @kernel
-def _stem(op, source, image_step, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
-    """The first convolution of most networks, 3x3 with stride 2 over three colours, straight from the images."""
-    height, width, out_height, out_width, outputs = number(op, HEIGHT), number(op, WIDTH), number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, OUTPUTS)
-    top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
-    row, t_step = 12 * width, 4 * outputs
-    right = max(0, (out_width - 1) * 2 - left + 3 - width)
-    first, last = _share(images * out_height, thread, threads)
-    for y in range(first, last):
-        image, at = source + (y // out_height) * image_step, (y % out_height) * 2 - top
-        row0 = image + at * row if 0 <= at < height else zeros
-        row1 = image + (at + 1) * row if 0 <= at + 1 < height else zeros
-        row2 = image + (at + 2) * row if 0 <= at + 2 < height else zeros
-        for p in range(outputs // LANES):
-            place = target + y * out_width * t_step + p * VECTOR
-            _stem_rows(1, row0, row1, row2, 0, out_width, left, right, 12, zeros, weights + 27 * p * VECTOR, VECTOR, bias + p * VECTOR, place, 0, t_step, bounds)
+def _block(op, source, target, residual, scratch, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
+    """Several layers at once, a strip of `at` rows after the other, so that what is between them stays in the cache and never exists as a whole.
+
+    The following `depth` rows of the table are the layers: a pointwise convolution (or none), a depthwise one, a pointwise one. Rows of the
+    first one's output that two strips need are kept. extra: bytes of scratch for each thread.
+    """
+    layers, strip = number(op, DEPTH), number(op, AT)
+    scratch += thread * number(op, EXTRA)
+    expand, depthwise, project = op + 8 * ROW, op + 8 * ROW * (layers - 1), op + 8 * ROW * layers
+    height, width, middle, stride, top = number(depthwise, HEIGHT), number(depthwise, WIDTH), number(depthwise, CHANNELS), number(depthwise, STRIDE_Y), number(depthwise, TOP)
+    out_height, out_width, outputs, window = number(project, OUT_HEIGHT), number(project, OUT_WIDTH), number(project, OUTPUTS), number(depthwise, KERNEL_HEIGHT)
+    row, in_row, out_row = 4 * width * middle, 4 * width * number(op, CHANNELS), 4 * out_width * outputs
+    strips = (out_height + strip - 1) // strip
+    rows = scratch + 4 * strip * out_width * middle  # behind the depthwise output: rows of the expanded input, the first of them row `kept`
+    kept, done = 0, 0
+    start, end = _share(images * strips, thread, threads)
+    for u in range(start, end):
+        image, first = u // strips, u % strips * strip
+        last = min(out_height, first + strip)
+        place = source + image * height * in_row
+        if layers == 3:
+            begin, stop = max(0, first * stride - top), min(height, (last - 1) * stride - top + window)
+            if u == start or first == 0:
+                kept, done = begin, begin
+            for y in range(begin, done):
+                copy(rows + (y - begin) * row, rows + (y - kept) * row, row)
+            done, kept = max(begin, done), begin
+            if stop > done:
+                product((stop - done) * width, middle, place + done * in_row, in_row // width, 1, 0, number(expand, DEPTH), number(expand, WEIGHTS),
+                        number(expand, BIAS), rows + (done - begin) * row, 4 * middle, number(expand, BOUNDS), 0)  # fmt: skip
+                done = stop
+            place = rows - begin * row
+        _depthwise(depthwise, place, scratch, zeros, first, last)
+        shift = (image * out_height + first) * out_row
+        product((last - first) * out_width, outputs, scratch, 4 * middle, 1, 0, number(project, DEPTH), number(project, WEIGHTS), number(project, BIAS),
+                target + shift, 4 * outputs, number(project, BOUNDS), residual + shift if residual != 0 else 0)  # fmt: skip
 
 
 @emitted(2)
@@ -430,20 +470,25 @@ def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zero
     done = first
     while done < last:
         images = min(at_once, last - done)
-        for i in range(operations):
+        i = 0
+        while i < operations:
             op = table + i * ROW * 8
+            i += 1
             kind, target = number(op, KIND), arena + number(op, TARGET)
             source = arena + number(op, SOURCE)
             residual = arena + number(op, RESIDUAL) if number(op, RESIDUAL) >= 0 else 0
             if kind == POINTWISE:
                 _pointwise(op, source, target, residual, images, thread, threads)
             elif kind == DEPTHWISE:
-                _depthwise(op, source, target, zeros, images, thread, threads)
+                _depthwise_images(op, source, target, zeros, images, thread, threads)
+            elif kind == BLOCK:
+                _block(op, source, target, residual, arena + number(op, SCRATCH), zeros, images, thread, threads)
+                i += number(op, DEPTH)
             elif kind == CONV:
                 _conv(op, source, target, residual, images, thread, threads)
             elif kind == STEM:
                 step = number(feeds, 1)
-                _stem(op, number(feeds, 0) + done * step, step, target, zeros, images, thread, threads)
+                _first(op, number(feeds, 0) + done * step, step, target, zeros, images, thread, threads)
             elif kind == FRAME:
                 step = number(op, EXTRA)
                 if number(op, SOURCE) < 0:
