@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from .errors import MinitlError
 from .files import printable
@@ -244,16 +244,16 @@ def read_photo(source: str | os.PathLike[str] | bytes, recipe: Recipe, name: str
 
 def aspect(data: bytes) -> float:
     """Width / height of a photo once it is upright, from the bytes of one that read_photo() took."""
-    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as picture:
         width, height = picture.size
-        turned = _orientation(picture) >= 5 and not isinstance(picture, TiffImagePlugin.TiffImageFile)  # Pillow turns a TIFF itself
+        turned = _orientation(picture) >= 5 and picture.format != "TIFF"  # Pillow turns a TIFF itself
         return height / width if turned else width / height
 
 
 def dimensions(data: bytes, name: str = "photo") -> tuple[int, int, int]:
     """(width, height, EXIF orientation 1..8) of a photo's bytes as it is stored; only its head is read. PhotoError where it has none."""
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as picture:
             return picture.width, picture.height, _orientation(picture)
     except Exception as error:
         raise PhotoError(name, _reason(error, data)) from error
@@ -261,7 +261,7 @@ def dimensions(data: bytes, name: str = "photo") -> tuple[int, int, int]:
 
 def _decode(data: bytes, recipe: Recipe) -> tuple[Image.Image, tuple[float, float, float, float], int]:
     """(RGB picture as stored, the box of it that the recipe takes, EXIF orientation)."""
-    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as picture:
         width, height = picture.size
         if min(width, height) < MIN_SIDE:
             raise PhotoError("", f"the picture has {width} x {height} pixels, too few to show anything (at least {MIN_SIDE} a side)")
@@ -334,6 +334,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if mode == "F" or mode.startswith("I"):  # Pillow's own conversion clips: a 16-bit ramp would leave 2 grey levels
         return Image.fromarray(_eight_bits(np.asarray(picture), mode, picture.format)).convert("RGB")
     if mode == "LAB":
+        from PIL import ImageCms  # rarely needed
+
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.applyTransform(picture, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
         assert converted is not None
@@ -359,16 +361,24 @@ def _eight_bits(grey: np.ndarray, mode: str, image_format: str | None) -> np.nda
     return np.clip((grey - low) * (255 / max(high - low, 1e-30)) + 0.5, 0, 255).astype(np.uint8)
 
 
+def _formats(data: bytes) -> tuple[str, ...]:
+    """What a photo can be, by its first bytes: for the usual ones Pillow then need not load what reads all the others, 20 ms."""
+    return next((formats for start, formats in USUAL.items() if data.startswith(start)), None) or _all_formats()
+
+
+USUAL = {b"\xff\xd8\xff": ("JPEG",), b"\x89PNG\r\n\x1a\n": ("PNG",)}
+
+
 @functools.cache
-def _formats() -> list[str]:
+def _all_formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow has (AVIF since 11.3, HEIF where pillow-heif is registered)."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def reads_heic() -> bool:
     """Whether this Pillow reads HEIC: only with a plug-in such as pillow-heif."""
-    return "HEIF" in _formats()
+    return "HEIF" in _all_formats()
 
 
 def _reason(error: Exception, data: bytes) -> str:
