@@ -36,16 +36,26 @@ NETWORKS = {
 }
 
 
-def network(name):
-    """The folded graph."""
+def model_of(name):
+    """The model, BatchNorms and all."""
     from minitl import model
     from minitl.architectures import build
-    from minitl.folding import fold
+    from minitl.images import Recipe
+    from minitl.weights import Weights
 
     architecture, alpha, size, classes, file, _ = NETWORKS[name]
     if (WEIGHTS / file).is_file():
-        return fold(model.load(WEIGHTS / file).graph)
-    return fold(build(architecture, alpha=alpha, input_shape=[size, size, 3], classes=classes).initialise(0))
+        return model.load(WEIGHTS / file)
+    arguments = {"alpha": alpha, "input_shape": [size, size, 3], "classes": classes}
+    arrays = build(architecture, **arguments).initialise(0).arrays()
+    return model.Model(Weights(architecture, arguments, arrays, Recipe(size, size, (0, 0, 0), (255, 255, 255), "squash")))
+
+
+def network(name):
+    """The folded graph."""
+    from minitl.folding import fold
+
+    return fold(model_of(name).graph)
 
 
 def images(shape, batch):
