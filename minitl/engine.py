@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .errors import MinitlError
 from .folding import count_readers
-from .geometry import output_hw
 from .graph import INPUT, Graph, Node
-from .layers import Add, Array, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape, Shape
+from .layers import Add, Array, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape
 from .native import LANES, load, plain
-from .threads import threads, together
+from .program import Plan, Program, Unsupported, filled, image_shape
 from .threads import threads as available
 
 FIELDS = (
@@ -40,43 +38,10 @@ KINDS = "block stem frame conv pointwise depthwise average maximum add clamp pla
 PLACED = ("source", "target", "residual", "scratch")
 """Fields that are places in the block."""
 
-WORTH_STRIPS = {3: 400_000, 2: 100_000}
-STRIP = {3: 200_000, 2: 40_000}
+WORTH_STRIPS = {3: 1_000_000, 2: 1_000_000}
+STRIP = {3: 400_000, 2: 80_000}
 """{layers: bytes}: layers are done together, strip by strip, where the values between them are larger than the first; a strip of them has
-the second. Both were measured: half a second-level cache, and a first-level one."""
-
-VALUES_AT_ONCE = 1 << 15
-"""Images are taken together as long as their largest value has at most so many floats: then small layers have enough pixels to be worth it."""
-
-WORTH_THREADS = 20_000_000
-"""Multiply-accumulates of an image from which on several threads share it: they wait for each other after every layer."""
-
-
-class Unsupported(Exception):
-    """The graph has something that the fast engine does not know."""
-
-
-def filled(channels: int) -> int:
-    """So many channels as whole vectors."""
-    return -(-channels // LANES) * LANES
-
-
-def image_shape(shape: Shape) -> tuple[int, int, int]:
-    """(H, W, C) of any value; (C,) is one pixel."""
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    if len(shape) == 1:
-        return 1, 1, shape[0]
-    raise Unsupported(f"a value of shape {shape}")
-
-
-def aligned(values: Array) -> Array:
-    """A copy that begins at a multiple of 64 bytes."""
-    block = np.empty(values.nbytes + 64, np.uint8)
-    start = -block.ctypes.data % 64
-    copy = block[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
+the second. What fits into the second-level cache is as fast without."""
 
 
 def panels(kernel: Array, channels: int) -> Array:
@@ -87,19 +52,11 @@ def panels(kernel: Array, channels: int) -> Array:
     return full.reshape(kh, kw * channels, -1, LANES).transpose(2, 0, 1, 3)
 
 
-@dataclass
-class Plan:
-    """The program of a graph. keep: arrays whose addresses are in the table. size: bytes of the block. taken: wanted nodes in their order."""
+class FloatPlan(Plan):
+    """A Plan of floats."""
 
-    rows: list[dict[str, int]] = field(default_factory=list)
-    keep: list[Array] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)  # floats of each value in the block
-    size: int = 0
-
-    def constant(self, values: Array) -> int:
-        """Address of an aligned copy."""
-        self.keep.append(aligned(np.asarray(values, np.float32)))
-        return int(self.keep[-1].ctypes.data)
+    def __init__(self) -> None:
+        super().__init__(FIELDS, KINDS, np.float32, PLACED)
 
     def vector(self, values: Array | None, size: int) -> int:
         """Address of values, or of zeros, filled up with zeros."""
@@ -107,15 +64,6 @@ class Plan:
         if values is not None:
             full[: len(values)] = values
         return self.constant(full)
-
-    def value(self, shape: tuple[int, int, int]) -> int:
-        """Number of a new value that the next operation makes."""
-        self.sizes.append(shape[0] * shape[1] * shape[2])
-        return len(self.sizes) - 1
-
-    def row(self, kind: str, source: int, target: int, residual: int = -1, **fields: int) -> None:
-        """Add an operation. source, target, residual: numbers of values, -1 for none."""
-        self.rows.append({"kind": KINDS.index(kind), "source": source, "target": target, "residual": residual, **fields})
 
     def fuse(self, threads: int) -> None:
         """Do a depthwise convolution and its neighbours in strips, where what is between them is large; see `block` in fast/inference.py."""
@@ -149,37 +97,18 @@ class Plan:
         value = first["target"]
         return second["source"] == value and sum(value in (row["source"], row["residual"]) for row in self.rows) == 1
 
-    def place(self, images: int) -> Array:
-        """Give every value its place, first fit, the largest first; -> the table (operations, fields) int64."""
-        used = [[row.get(name, -1) for name in PLACED] for row in self.rows]
-        lives = {value: [i for i, values in enumerate(used) if value in values] for value in range(len(self.sizes))}
-        sizes = {row["scratch"]: self.sizes[row["scratch"]] * 4 for row in self.rows if "scratch" in row}
-        sizes = {value: -(-sizes.get(value, self.sizes[value] * images * 4) // 64) * 64 for value, life in lives.items() if life}
-        places: dict[int, int] = {}
-        for value in sorted(sizes, key=lambda v: -sizes[v]):
-            others = [v for v in places if lives[v][0] <= lives[value][-1] and lives[value][0] <= lives[v][-1]]
-            at = 0
-            for other in sorted(others, key=places.__getitem__):
-                if at + sizes[value] <= places[other]:
-                    break
-                at = max(at, places[other] + sizes[other])
-            places[value] = at
-            self.size = max(self.size, at + sizes[value])
-        table = [{**row, **{name: places.get(row.get(name, -1), -1) for name in PLACED}} for row in self.rows]
-        return aligned(np.array([[row.get(name, 0) for name in FIELDS] for row in table], np.int64).reshape(-1, len(FIELDS)))
-
 
 class Planner:
     """Writes the Plan of a graph, node by node."""
 
     def __init__(self, graph: Graph, wanted: Sequence[str]) -> None:
-        self.graph, self.wanted, self.plan = graph, wanted, Plan()
+        self.graph, self.wanted, self.plan = graph, wanted, FloatPlan()
         self.nodes = graph.ancestors(set(wanted), {INPUT})
         self.readers = count_readers(graph, wanted)
         self.values: dict[str, int] = {}  # node -> its value
         self.waiting: dict[str, dict[str, Any]] = {}  # a convolution's node -> its operation, to be written when what follows is known
 
-    def write(self) -> Plan:
+    def write(self) -> FloatPlan:
         """The whole program."""
         done: set[str] = set()
         for at, node in enumerate(self.nodes):
@@ -214,7 +143,7 @@ class Planner:
         if isinstance(node.layer, ReLU | ReLU6):
             low, high = 0.0, 6.0 if isinstance(node.layer, ReLU6) else np.inf
         names = {link.name for link in chain}
-        self._operation(node, chain[-1].name, plus, self.plan.constant(np.array([low, high])))
+        self._operation(node, chain[-1].name, plus, self.plan.constant(np.array([low, high], np.float32)))
         return names
 
     def _operation(self, node: Node, result: str, plus: str | None, bounds: int) -> None:
@@ -237,7 +166,13 @@ class Planner:
             kernel = params["kernel"]
             (kh, kw), (sy, sx), padding = layer.window, layer.strides, layer.pads((h, w, c))
             self._check(kernel, params)
-            common |= {"kernel_height": kh, "kernel_width": kw, "stride_y": sy, "stride_x": sx, "bias": plan.vector(params.get("bias"), filled(o))}
+            common |= {
+                "kernel_height": kh,
+                "kernel_width": kw,
+                "stride_y": sy,
+                "stride_x": sx,
+                "bias": plan.vector(params.get("bias"), filled(o)),
+            }
             residual = self._source(plus) if plus else -1
             if (kh, kw, sy, sx) == (1, 1, 1, 1) and not any(padding) and name != INPUT:
                 source = self._source(name)
@@ -245,8 +180,19 @@ class Planner:
                 plan.row("pointwise", source, target, residual, weights=plan.constant(panels(kernel, c)), depth=c, **common)
                 return
             outside = (ow - 1) * 2 - padding[2] + 3 - w
-            if name == INPUT and c == 3 and filled(o) == LANES and (kh, kw, sy, sx) == (3, 3, 2, 2) and padding[2] <= 1 and outside <= 1 and ow >= 8 and not plus:
-                plan.row("stem", -1, self._target(result), top=padding[0], left=padding[2], weights=plan.constant(panels(kernel, 3)), **common)
+            if (
+                name == INPUT
+                and c == 3
+                and filled(o) == LANES
+                and (kh, kw, sy, sx) == (3, 3, 2, 2)
+                and padding[2] <= 1
+                and outside <= 1
+                and ow >= 8
+                and not plus
+            ):
+                plan.row(
+                    "stem", -1, self._target(result), top=padding[0], left=padding[2], weights=plan.constant(panels(kernel, 3)), **common
+                )
                 return
             channels, source = filled(c), self.values.get(name, -1)
             if any(padding) or name == INPUT:
@@ -306,7 +252,9 @@ class Planner:
             h, w, c = image_shape(self.graph.shapes[INPUT])
             raw = self._frame(INPUT, (0, 0, 0, 0))
             self.values[INPUT] = self.plan.value((h, w, filled(c)))
-            self.plan.row("place", raw, self.values[INPUT], out_height=h, out_width=w, outputs=filled(c), channels=c, depth=c, extra=filled(c) - c)
+            self.plan.row(
+                "place", raw, self.values[INPUT], out_height=h, out_width=w, outputs=filled(c), channels=c, depth=c, extra=filled(c) - c
+            )
         return self.values[name]
 
     def _target(self, name: str) -> int:
@@ -326,68 +274,17 @@ class Planner:
         return frame
 
 
-class Engine:
+class Engine(Program):
     """See the head of this file. threads: how many at most, default those of the machine."""
 
     def __init__(self, graph: Graph, wanted: Iterable[str] = (), threads: int | None = None) -> None:
-        self.shapes = {name: graph.shapes[name] for name in (list(dict.fromkeys(wanted)) or [graph.output])}
-        self.input_shape, self.threads = graph.input_shape, threads
-        plan = Planner(graph, list(self.shapes)).write()
-        self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
+        shapes = {name: graph.shapes[name] for name in (list(dict.fromkeys(wanted)) or [graph.output])}
+        nodes = Planner(graph, list(shapes))
+        plan = nodes.write()
         plan.fuse(available() if threads is None else threads)
-        self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
-        self.macs = sum(node.layer.macs(*graph.input_shapes(node)) for node in graph.nodes)
-        self._zeros = aligned(np.zeros(max(row["width"] * row["channels"] for row in plan.rows if "channels" in row and "width" in row), np.float32))
-        self._blocks: list[Array] = []
-        self._run = load("inference").run
-
-    def run(self, images: Array) -> dict[str, Array]:
-        """(N, H, W, C) float32 -> {wanted node: (N, ...) float32}. May be called from several threads at once."""
-        images = np.require(images, np.float32, ["C", "A"])
-        if images.shape[1:] != self.input_shape:
-            raise MinitlError(f"the network takes images (N, {', '.join(map(str, self.input_shape))}), found {images.shape}")
-        count = len(images)
-        found = {name: images if name == INPUT else np.empty((count, *shape), np.float32) for name, shape in self.shapes.items()}
-        feeds = [images.ctypes.data, images.nbytes // max(count, 1)]
-        for name, shape in self.shapes.items():
-            feeds += [found[name].ctypes.data, 4 * int(np.prod(shape))]
-        addresses = np.array(feeds, np.int64)
-        most = threads() if self.threads is None else self.threads
-        groups = -(-count // self.at_once)
-        if groups >= most or (self.macs < WORTH_THREADS and groups > 1):
-            parts = min(most, groups)
-
-            def work(part: int, parts: int) -> None:
-                first, last = (min(count, self.at_once * (groups * p // parts)) for p in (part, part + 1))
-                if last > first:
-                    self._call(addresses, first, last)
-
-            together(work, parts)
-        elif count:
-            parts = most if self.macs >= WORTH_THREADS else 1
-            self._shared(addresses, count, parts)
-        return found
-
-    def _call(self, feeds: Array, first: int, last: int) -> None:
-        block = self._take_block()
-        self._run(self.table.ctypes.data, len(self.table), block.ctypes.data, self.size, feeds.ctypes.data, first, last, self.at_once, self._zeros.ctypes.data, 0, 1, 0)  # fmt: skip
-        self._blocks.append(block)
-
-    def _shared(self, feeds: Array, count: int, parts: int) -> None:
-        block, counter = self._take_block(), np.zeros(1, np.int64)
-
-        def work(part: int, parts: int) -> None:
-            self._run(self.table.ctypes.data, len(self.table), block.ctypes.data, self.size, feeds.ctypes.data, 0, count, self.at_once,
-                      self._zeros.ctypes.data, part, parts, counter.ctypes.data)  # fmt: skip
-
-        together(work, parts)
-        self._blocks.append(block)
-
-    def _take_block(self) -> Array:
-        try:
-            return self._blocks.pop()
-        except IndexError:
-            return aligned(np.zeros(self.size + 64 * 256, np.uint8))
+        macs = sum(node.layer.macs(*graph.input_shapes(node)) for node in nodes.nodes)
+        zeros = np.zeros(max((row.get("width", 0) * row.get("channels", 0) for row in plan.rows), default=0), np.float32)
+        super().__init__(plan, load("inference").run, np.float32, (INPUT, graph.input_shape), shapes, macs, threads, zeros)
 
 
 class Plain:

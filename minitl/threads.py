@@ -10,13 +10,16 @@ import os
 import threading
 from collections.abc import Callable
 
+MOST = 256
+"""Threads that a kernel has room for."""
+
 
 def threads() -> int:
     """How many at most: MINITL_THREADS, else the processors that this process may use."""
     chosen = os.environ.get("MINITL_THREADS", "")
     if chosen.isascii() and chosen.isdigit() and int(chosen) > 0:
-        return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST, int(chosen))
+    return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class _Helper:
@@ -36,7 +39,7 @@ class _Helper:
             assert self.work
             try:
                 self.work()
-            except BaseException as error:  # noqa: BLE001  (raised again by wait)
+            except BaseException as error:  # raised again by wait
                 self.error = error
             self.done.release()
 
@@ -79,7 +82,7 @@ def together(work: Callable[[int, int], object], parts: int) -> None:
             helper.start(lambda part=part: work(part, parts))  # type: ignore[misc]
         try:
             work(0, parts)
-        except BaseException as error:  # noqa: BLE001  (raised below)
+        except BaseException as error:  # raised below
             errors.append(error)
         errors.extend(helper.wait() for helper in _helpers[: parts - 1])
     finally:

@@ -85,7 +85,22 @@ def _tile(panels: int) -> Any:
         for i in range(tiles):
             last = count * (i + 1) // tiles
             plus = residual + first * c_row if residual != 0 else 0
-            tile(last - first, a + first * a_row, a_row, segments, a_segment, depth, b, b_panel, bias, c + first * c_row, c_row, bounds, plus, 0)
+            tile(
+                last - first,
+                a + first * a_row,
+                a_row,
+                segments,
+                a_segment,
+                depth,
+                b,
+                b_panel,
+                bias,
+                c + first * c_row,
+                c_row,
+                bounds,
+                plus,
+                0,
+            )
             first = last
 
     TILES_OF = TILES[panels]
@@ -135,9 +150,6 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
 ROWS_IN_CACHE = 16384
 """Bytes of input that a depthwise convolution reads for one panel of channels before it goes to the next: they come from the first-level cache."""
 
-AT_ONCE = 4
-"""Outputs of a depthwise row at once: with nine weights and an input they fill the 16 registers of AVX2."""
-
 
 def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
     """Rows first ... first + count - 1 of the outputs of a 3x3 window, for one panel of output channels, `at_once` outputs at a time.
@@ -149,7 +161,27 @@ def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
     columns, taps = stride * (at_once - 1) + 3, max(channels, 1)
 
     @emitted(18)
-    def rows(emit: Emit, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width, out_row, out_step, bounds):  # type: ignore[no-untyped-def]
+    def rows(
+        emit: Emit,
+        first,
+        count,
+        image,
+        height,
+        row,
+        step,
+        top,
+        left,
+        right,
+        zeros,
+        weights,
+        w_step,
+        bias,
+        target,
+        out_width,
+        out_row,
+        out_step,
+        bounds,
+    ):  # type: ignore[no-untyped-def]
         builder, low, high, start = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4)), emit.load(bias)
         kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)] if not channels else None
         inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(out_step, i) for i in range(at_once)]
@@ -195,7 +227,11 @@ def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
     return rows
 
 
-_depthwise_1, _depthwise_2, _stem = _windows_in_rows(AT_ONCE, 0, 1), _windows_in_rows(AT_ONCE, 0, 2), _windows_in_rows(2 * AT_ONCE, 3, 2)
+_depthwise_1, _depthwise_2, _stem = _windows_in_rows(4, 0, 1), _windows_in_rows(4, 0, 2), _windows_in_rows(8, 3, 2)
+_narrow_1, _narrow_2 = (
+    _windows_in_rows(3, 0, 1),
+    _windows_in_rows(3, 0, 2),
+)  # for rows of 3, 5, 6, 9 outputs: four at once would do many twice
 
 
 # ---- windows of any size
@@ -275,7 +311,11 @@ def _share(count, thread, threads):  # type: ignore[no-untyped-def]
 def _frame(op, source, target, images, source_step, thread, threads):  # type: ignore[no-untyped-def]
     """Copy images into the middle of frames of zeros: (height, width) into (out_height, out_width), at `top` and `left`; depth: channels."""
     height, out_height = number(op, HEIGHT), number(op, OUT_HEIGHT)
-    row, out_row, left = number(op, WIDTH) * number(op, DEPTH) * 4, number(op, OUT_WIDTH) * number(op, DEPTH) * 4, number(op, LEFT) * number(op, DEPTH) * 4
+    row, out_row, left = (
+        number(op, WIDTH) * number(op, DEPTH) * 4,
+        number(op, OUT_WIDTH) * number(op, DEPTH) * 4,
+        number(op, LEFT) * number(op, DEPTH) * 4,
+    )
     top = number(op, TOP)
     right = out_row - left - row
     first, last = _share(images * out_height, thread, threads)
@@ -315,34 +355,156 @@ def _pointwise(op, source, target, residual, images, thread, threads):  # type: 
         first, last = _share(pixels, thread, threads)
         if last > first:
             plus = residual + first * c_row if residual != 0 else 0
-            product(last - first, outputs, source + first * a_row, a_row, 1, 0, depth, weights, bias, target + first * c_row, c_row, bounds, plus)
+            product(
+                last - first,
+                outputs,
+                source + first * a_row,
+                a_row,
+                1,
+                0,
+                depth,
+                weights,
+                bias,
+                target + first * c_row,
+                c_row,
+                bounds,
+                plus,
+            )
     else:
         first, last = _share(outputs // LANES, thread, threads)
         if last > first:
             shift = first * VECTOR
             plus = residual + shift if residual != 0 else 0
-            product(pixels, (last - first) * LANES, source, a_row, 1, 0, depth, weights + shift * depth, bias + shift, target + shift, c_row, bounds, plus)
+            product(
+                pixels,
+                (last - first) * LANES,
+                source,
+                a_row,
+                1,
+                0,
+                depth,
+                weights + shift * depth,
+                bias + shift,
+                target + shift,
+                c_row,
+                bounds,
+                plus,
+            )
 
 
 @kernel
 def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untyped-def]
     """Rows first ... last - 1 of the output of one image; target: where the first of them goes. image: where its row 0 is, or would be."""
     height, width, channels, out_width = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS), number(op, OUT_WIDTH)
-    kernel_height, kernel_width, stride_y, stride_x = number(op, KERNEL_HEIGHT), number(op, KERNEL_WIDTH), number(op, STRIDE_Y), number(op, STRIDE_X)
+    kernel_height, kernel_width, stride_y, stride_x = (
+        number(op, KERNEL_HEIGHT),
+        number(op, KERNEL_WIDTH),
+        number(op, STRIDE_Y),
+        number(op, STRIDE_X),
+    )
     top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
     step = 4 * channels
     row, out_row = width * step, out_width * step
     right = (out_width - 1) * stride_x - left + 3 - width  # columns of the last window outside of the image
-    if kernel_height == 3 and kernel_width == 3 and stride_y == stride_x and stride_x <= 2 and 0 <= left <= 1 and right <= 1 and out_width >= AT_ONCE:
+    if (
+        kernel_height == 3
+        and kernel_width == 3
+        and stride_y == stride_x
+        and stride_x <= 2
+        and 0 <= left <= 1
+        and right <= 1
+        and out_width >= 3
+    ):
         right = max(right, 0)
+        narrow = (out_width + 2) // 3 * 3 < (out_width + 3) // 4 * 4
         some = max(1, ROWS_IN_CACHE // (row * stride_x))
         for y in range(first, last, some):
             count, place = min(some, last - y), target + (y - first) * out_row
             for p in range(0, step, VECTOR):
-                if stride_x == 1:
-                    _depthwise_1(y, count, image + p, height, row, step, top, left, right, zeros, weights + p, step, bias + p, place + p, out_width, out_row, step, bounds)
+                if narrow and stride_x == 1:
+                    _narrow_1(
+                        y,
+                        count,
+                        image + p,
+                        height,
+                        row,
+                        step,
+                        top,
+                        left,
+                        right,
+                        zeros,
+                        weights + p,
+                        step,
+                        bias + p,
+                        place + p,
+                        out_width,
+                        out_row,
+                        step,
+                        bounds,
+                    )
+                elif narrow:
+                    _narrow_2(
+                        y,
+                        count,
+                        image + p,
+                        height,
+                        row,
+                        step,
+                        top,
+                        left,
+                        right,
+                        zeros,
+                        weights + p,
+                        step,
+                        bias + p,
+                        place + p,
+                        out_width,
+                        out_row,
+                        step,
+                        bounds,
+                    )
+                elif stride_x == 1:
+                    _depthwise_1(
+                        y,
+                        count,
+                        image + p,
+                        height,
+                        row,
+                        step,
+                        top,
+                        left,
+                        right,
+                        zeros,
+                        weights + p,
+                        step,
+                        bias + p,
+                        place + p,
+                        out_width,
+                        out_row,
+                        step,
+                        bounds,
+                    )
                 else:
-                    _depthwise_2(y, count, image + p, height, row, step, top, left, right, zeros, weights + p, step, bias + p, place + p, out_width, out_row, step, bounds)
+                    _depthwise_2(
+                        y,
+                        count,
+                        image + p,
+                        height,
+                        row,
+                        step,
+                        top,
+                        left,
+                        right,
+                        zeros,
+                        weights + p,
+                        step,
+                        bias + p,
+                        place + p,
+                        out_width,
+                        out_row,
+                        step,
+                        bounds,
+                    )
         return
     for y in range(first, last):
         at, place = y * stride_y - top, target + (y - first) * out_row
@@ -354,7 +516,19 @@ def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untype
             if taps_y > 0 and taps_x > 0:
                 from_image = image + (at + top_tap) * row + (column + left_tap) * step
                 from_weights = weights + (top_tap * kernel_width + left_tap) * step
-                _products(channels // LANES, taps_y, taps_x, from_image, row, step, from_weights, kernel_width * step, bias, place + x * step, bounds)
+                _products(
+                    channels // LANES,
+                    taps_y,
+                    taps_x,
+                    from_image,
+                    row,
+                    step,
+                    from_weights,
+                    kernel_width * step,
+                    bias,
+                    place + x * step,
+                    bounds,
+                )
             else:
                 _elementwise(channels // LANES, bias, 0, place + x * step, bounds)
 
@@ -374,7 +548,13 @@ def _depthwise_images(op, source, target, zeros, images, thread, threads):  # ty
 @kernel
 def _first(op, source, image_step, target, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
     """The first convolution of most networks, 3x3 with stride 2 from three colours to few channels, straight from the images."""
-    height, width, out_height, out_width, outputs = number(op, HEIGHT), number(op, WIDTH), number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, OUTPUTS)
+    height, width, out_height, out_width, outputs = (
+        number(op, HEIGHT),
+        number(op, WIDTH),
+        number(op, OUT_HEIGHT),
+        number(op, OUT_WIDTH),
+        number(op, OUTPUTS),
+    )
     top, left, weights, bias, bounds = number(op, TOP), number(op, LEFT), number(op, WEIGHTS), number(op, BIAS), number(op, BOUNDS)
     out_row = 4 * outputs * out_width
     right = max(0, (out_width - 1) * 2 - left + 3 - width)
@@ -398,8 +578,19 @@ def _block(op, source, target, residual, scratch, zeros, images, thread, threads
     layers, strip = number(op, DEPTH), number(op, AT)
     scratch += thread * number(op, EXTRA)
     expand, depthwise, project = op + 8 * ROW, op + 8 * ROW * (layers - 1), op + 8 * ROW * layers
-    height, width, middle, stride, top = number(depthwise, HEIGHT), number(depthwise, WIDTH), number(depthwise, CHANNELS), number(depthwise, STRIDE_Y), number(depthwise, TOP)
-    out_height, out_width, outputs, window = number(project, OUT_HEIGHT), number(project, OUT_WIDTH), number(project, OUTPUTS), number(depthwise, KERNEL_HEIGHT)
+    height, width, middle, stride, top = (
+        number(depthwise, HEIGHT),
+        number(depthwise, WIDTH),
+        number(depthwise, CHANNELS),
+        number(depthwise, STRIDE_Y),
+        number(depthwise, TOP),
+    )
+    out_height, out_width, outputs, window = (
+        number(project, OUT_HEIGHT),
+        number(project, OUT_WIDTH),
+        number(project, OUTPUTS),
+        number(depthwise, KERNEL_HEIGHT),
+    )
     row, in_row, out_row = 4 * width * middle, 4 * width * number(op, CHANNELS), 4 * out_width * outputs
     strips = (out_height + strip - 1) // strip
     rows = scratch + 4 * strip * out_width * middle  # behind the depthwise output: rows of the expanded input, the first of them row `kept`
@@ -436,7 +627,13 @@ def _store_count(emit: Emit, place, count):  # type: ignore[no-untyped-def]
 def _pool(op, source, target, images, maximum, scratch, thread, threads):  # type: ignore[no-untyped-def]
     """Mean or maximum of those pixels of each window that lie in the image. scratch: a place for a float."""
     height, width, channels = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS)
-    out_height, out_width, top, left, bounds = number(op, OUT_HEIGHT), number(op, OUT_WIDTH), number(op, TOP), number(op, LEFT), number(op, BOUNDS)
+    out_height, out_width, top, left, bounds = (
+        number(op, OUT_HEIGHT),
+        number(op, OUT_WIDTH),
+        number(op, TOP),
+        number(op, LEFT),
+        number(op, BOUNDS),
+    )
     step = 4 * channels
     row = width * step
     first, last = _share(images * out_height, thread, threads)
@@ -522,7 +719,11 @@ def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zero
                 place, step = number(feeds, 2 * number(op, AT)), number(feeds, 2 * number(op, AT) + 1)
                 for image in range(images):
                     for pixel in range(pixels):
-                        copy(place + (done + image) * step + pixel * depth, source + 4 * (image * pixels + pixel) * number(op, CHANNELS), depth)
+                        copy(
+                            place + (done + image) * step + pixel * depth,
+                            source + 4 * (image * pixels + pixel) * number(op, CHANNELS),
+                            depth,
+                        )
             barrier(counter, threads)
         done += images
 

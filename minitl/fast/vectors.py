@@ -48,7 +48,7 @@ def emitted(arguments: int, returns: Any = None) -> Callable[[Callable[..., Any]
 
         # Numba reads the number of arguments off the function itself, so it has to be written out.
         scope: dict[str, Any] = {"signature": signature, "codegen": codegen}
-        exec(f"def {body.__name__}(typing, {names}):\n    return signature, codegen", scope)  # noqa: S102
+        exec(f"def {body.__name__}(typing, {names}):\n    return signature, codegen", scope)
         return intrinsic(scope[body.__name__])
 
     return decorate
