@@ -8,6 +8,7 @@ why; and a division into training and validation photos that depends on the phot
 from __future__ import annotations
 
 import collections
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -272,14 +273,17 @@ def difference_hash(pixels: np.ndarray) -> int:
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")
 
 
-_ONES = np.unpackbits(np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1, dtype=np.uint8)
-"""How many bits are set in each 16-bit number (NumPy has a function for it since 2.0)."""
+@functools.cache
+def _ones() -> np.ndarray:
+    """How many bits are set in each 16-bit number (NumPy has a function for it since 2.0)."""
+    counted: np.ndarray = np.unpackbits(np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1, dtype=np.uint8)
+    return counted
 
 
 def bits_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """How many bits differ between difference hashes: uint64 (N,) and (N,) or one number -> (N,)."""
     different = np.atleast_1d(np.asarray(a, np.uint64) ^ np.asarray(b, np.uint64))
-    counted: np.ndarray = _ONES[different[:, None].view(np.uint16)].sum(axis=1)
+    counted: np.ndarray = _ones()[different[:, None].view(np.uint16)].sum(axis=1)
     return counted
 
 

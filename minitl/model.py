@@ -463,7 +463,8 @@ def _head(path: str | Path, whole: Callable[[bytes], bool] = lambda head: False)
     try:
         with open(path, "rb") as file:
             head = file.read(8)
-            return head + file.read() if whole(head) else head
+            file.seek(0)
+            return file.read() if whole(head) else head
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise MinitlError(f"{printable(path)} cannot be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
 
