@@ -31,6 +31,8 @@ def main(arguments=None):
     if unknown := set(chosen) - set(TABLES):
         parser.error(f"--only takes {', '.join(TABLES)}, found {', '.join(sorted(unknown))}")
     about, tables = description(), []
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.3 * (os.cpu_count() or 1):
+        about += ". Others were busy on this machine when it began, so the figures say little"
     print(about, flush=True)
     for name in chosen:
         started = time.monotonic()

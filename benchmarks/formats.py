@@ -15,10 +15,10 @@ def onnx_bytes(graph):
     """ONNX, images as (N, C, H, W) with any N; needs the package onnx."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, constants = [], [numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("six", 6))]
+    nodes, constants = [], []
 
     def constant(name, array):
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+        constants.append(numpy_helper.from_array(np.asarray(array, np.float32, order="C"), name))
         return name
 
     def add(kind, inputs, output, **attributes):
@@ -40,7 +40,8 @@ def onnx_bytes(graph):
             add("GlobalAveragePool", inputs, f"{node.name}/4d")
             add("Flatten", [f"{node.name}/4d"], node.name)
         elif isinstance(layer, ReLU6):
-            add("Clip", [*inputs, "zero", "six"], node.name)
+            bounds = [constant(f"{node.name}/{name}", value) for name, value in (("low", 0), ("high", 6))]
+            add("Clip", [*inputs, *bounds], node.name)
         elif isinstance(layer, ReLU | Add):
             add({ReLU: "Relu", Add: "Add"}[type(layer)], inputs, node.name)
         else:

@@ -29,11 +29,16 @@ GOALS = {  # the least that we set ourselves: ours / theirs, by network and batc
 PYTORCH = ("eager, NHWC", "eager, NCHW", "optimised, NHWC", "optimised, NCHW")
 OURS, OURS_INT8 = "minitl float", "minitl int8"
 
-NETWORKS = {
-    # architecture, alpha, size, classes; where the weights are (else they are drawn); an int8 file of the same network
-    "V1 0.25@96": ("mobilenet_v1", 0.25, 96, 2, "vww_96_float.tflite", "vww_96_int8.tflite"),
-    "V2 1.0@224": ("mobilenet_v2", 1.0, 224, 1001, "mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"),
+FILES = {  # where the weights are, else they are drawn; an int8 file of the same network
+    "V1 0.25@96": ("vww_96_float.tflite", "vww_96_int8.tflite"),
+    "V2 1.0@224": ("mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"),
 }
+
+
+def parts(name):
+    """'V1 0.25@96' -> ('mobilenet_v1', 0.25, 96)"""
+    version, alpha, size = name.replace("@", " ").split()
+    return f"mobilenet_{version.lower()}", float(alpha), int(size)
 
 
 def model_of(name):
@@ -43,10 +48,10 @@ def model_of(name):
     from minitl.images import Recipe
     from minitl.weights import Weights
 
-    architecture, alpha, size, classes, file, _ = NETWORKS[name]
-    if (WEIGHTS / file).is_file():
-        return model.load(WEIGHTS / file)
-    arguments = {"alpha": alpha, "input_shape": [size, size, 3], "classes": classes}
+    if name in FILES and (WEIGHTS / FILES[name][0]).is_file():
+        return model.load(WEIGHTS / FILES[name][0])
+    architecture, alpha, size = parts(name)
+    arguments = {"alpha": alpha, "input_shape": [size, size, 3], "classes": 10}
     arrays = build(architecture, **arguments).initialise(0).arrays()
     return model.Model(Weights(architecture, arguments, arrays, Recipe(size, size, (0, 0, 0), (255, 255, 255), "squash")))
 
@@ -132,7 +137,7 @@ def onnx_runtime(batch, threads, file, name, **_):
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
-    x = np.ascontiguousarray(images((NETWORKS[name][2],) * 2 + (3,), batch).transpose(0, 3, 1, 2))
+    x = np.ascontiguousarray(images((parts(name)[2],) * 2 + (3,), batch).transpose(0, 3, 1, 2))
     return lambda: session.run(None, {"input": x})[0]
 
 
@@ -175,9 +180,9 @@ def report(quick, threads):
         ("", "ms", "images/s", "ours / this one", "goal", "memory", "limit", "differs"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        for name in list(NETWORKS)[: 1 if quick else None]:
+        for name in list(FILES)[: 1 if quick else None]:
             graph = network(name)
-            files = _files(graph, Path(folder), table)
+            files = files_of(graph, Path(folder), table)
             for batch in (1, 32):
                 for count in threads:
                     for rows in (_float, _int8):
@@ -185,7 +190,7 @@ def report(quick, threads):
     return table
 
 
-def _files(graph, folder, table):
+def files_of(graph, folder, table):
     """{format: path} of the network for the others; a format whose package is not installed is left out, and the table says so."""
     import formats
 
@@ -245,7 +250,7 @@ def _int8(table, name, graph, batch, threads, files, quick):
     from minitl.importers import tflite_int8
     from minitl.kernels import softmax
 
-    path = WEIGHTS / NETWORKS[name][5]
+    path = WEIGHTS / FILES[name][1]
     if not path.is_file():
         return table.rows.append((f"without int8: no {path.name}",))
     arguments = {"batch": batch, "threads": threads, "file": str(path)}
@@ -263,7 +268,7 @@ def _int8(table, name, graph, batch, threads, files, quick):
         if not who.startswith("LiteRT"):
             assert np.array_equal(answer, expected), f"{who} differs from the integer graph"
             return "0"
-        lowest = 0 if path.name != NETWORKS["V1 0.25@96"][5] else -128
+        lowest = 0 if path.name != FILES["V1 0.25@96"][1] else -128
         return f"{np.abs((answer - lowest) / 256 - probabilities).max():.2f}"
 
     heavy = name.startswith("V2") and batch > 1

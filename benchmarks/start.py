@@ -36,6 +36,11 @@ def script(name, *arguments):
     return [sys.executable, str(HERE / "scripts" / f"{name}.py"), *map(str, arguments)], {}
 
 
+def train(photos, out, kept):
+    """The command that trains a classifier, with features kept in a folder of their own."""
+    return [*MINITL, "train", str(photos), "--weights", str(BACKBONE), "-o", str(out), "--cache", str(kept)]
+
+
 def installed(package):
     return importlib.util.find_spec(package) is not None
 
@@ -109,16 +114,15 @@ def _trainings(table, folder, quick):
         table.rows.append((f"{title}: no {BACKBONE.name}, which README says where to get",))
         return
     out, kept = folder / "out", folder / "features"
-    train = [*MINITL, "train", str(photos), "--weights", str(BACKBONE), "-o", str(out), "--cache"]
     rounds = 1 if quick else 3
-    ever = launch(1, {"the first time ever": ([*train, str(kept / "ever")], {"MINITL_CACHE": str(folder / "empty too")})})
+    ever = launch(1, {"the first time ever": (train(photos, out, kept / "ever"), {"MINITL_CACHE": str(folder / "empty too")})})
     programs = {}
     if installed("torch"):
-        _save_for_pytorch(folder / "backbone.pt")
+        save_for_pytorch(folder / "backbone.pt")
         programs["PyTorch"] = script("train_pytorch", photos, folder / "backbone.pt", 0.25, 128)
     found = {}
     for i in range(rounds):
-        for name, runs in launch(1, {TRAIN: ([*train, str(kept / str(i))], {}), **programs}).items():
+        for name, runs in launch(1, {TRAIN: (train(photos, out, kept / str(i)), {}), **programs}).items():
             found.setdefault(name, []).extend(runs)
     table.rows.append((f"{title} -> classifier on MobileNetV1 0.25 at 128x128 (ours with header and report)",))
     _rows(table, found | ever, 1, TRAIN, {"PyTorch": 2})
@@ -126,7 +130,7 @@ def _trainings(table, folder, quick):
         table.rows.append(("without PyTorch: it is not installed",))
 
 
-def _save_for_pytorch(path):
+def save_for_pytorch(path):
     """The backbone's weights under the names of scripts/train_pytorch.py: the place in an nn.Sequential."""
     import torch
     from twins import torch_layout

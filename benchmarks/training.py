@@ -7,21 +7,18 @@ photos, validated on 272 after each, the best kept.
 """
 
 import numpy as np
+from inference import parts
 from tables import Table, number
 from turns import Contender, Turns
 
 BATCH, RATE, HEAD_RATE, MOMENTUM, DECAY = 32, 0.001, 0.01, 0.9, 1e-4
-NETWORKS = {
-    # architecture, alpha, size, {case: last frozen layer}
-    "V1 0.25@96": (
-        "mobilenet_v1",
-        0.25,
-        96,
-        {"all layers": None, "the last three blocks": "conv_pw_10", "the last two blocks": "conv_pw_11"},
-    ),
-    "V1 0.25@224": ("mobilenet_v1", 0.25, 224, {"all layers": None, "the last three blocks": "conv_pw_10"}),
-    "V2 0.35@96": ("mobilenet_v2", 0.35, 96, {"all layers": None, "the last three blocks": "block_13"}),
+CASES = {  # {case: the last frozen layer of each architecture}
+    "all layers": {},
+    "the last three blocks": {"mobilenet_v1": "conv_pw_10", "mobilenet_v2": "block_13"},
+    "the last two blocks": {"mobilenet_v1": "conv_pw_11"},
 }
+MAIN = "V1 0.25@96"
+NETWORKS = {MAIN: list(CASES), "V1 0.25@224": list(CASES)[:2], "V2 0.35@96": list(CASES)[:2]}
 GOALS = {"all layers": 1.5, "the last three blocks": 4, "the last two blocks": 4, "head": 5}
 OURS, KEPT, PYTORCH = "minitl", "minitl, from kept features", "PyTorch"
 EPOCHS, PHOTOS, VALIDATION, FEATURES, CLASSES = 100, 1097, 272, 256, 10
@@ -30,13 +27,13 @@ EPOCHS, PHOTOS, VALIDATION, FEATURES, CLASSES = 100, 1097, 272, 256, 10
 # ---- the contenders, each in its process (turns.py)
 
 
-def step_of_ours(network, case, kept, **_):
+def step_of_ours(network, case, batch, kept, **_):
     from turns import imported
 
     from minitl import training
 
     imported()
-    graph, images, labels = work(network, case)
+    graph, images, labels = work(network, case, batch)
     optimiser, targets = training.SGD(graph, MOMENTUM, DECAY), training.one_hot(labels, CLASSES)
     if case == "all layers":
         feeds = lambda: {"input": images}  # noqa: E731
@@ -49,14 +46,14 @@ def step_of_ours(network, case, kept, **_):
     return lambda: training.train_step(graph, feeds(), targets, optimiser, RATE, None)[1].mean()
 
 
-def step_of_pytorch(network, case, threads, **_):
+def step_of_pytorch(network, case, batch, threads, **_):
     import torch
     from turns import imported
     from twins import Twin, to_torch, torch_step
 
     imported()
     torch.set_num_threads(threads)
-    graph, images, labels = work(network, case)
+    graph, images, labels = work(network, case, batch)
     twin, x, y = Twin(graph), to_torch(images), torch.from_numpy(labels)
     optimiser = torch.optim.SGD(twin.groups(DECAY), RATE, momentum=MOMENTUM, nesterov=True)
     return lambda: torch_step(twin, optimiser, x, y).numpy()
@@ -117,20 +114,19 @@ def head_of_pytorch(threads, epochs):
     return step
 
 
-def work(network, case):
+def work(network, case, batch):
     """The graph with its freeze mask, images (N, H, W, 3) float32, labels (N,)."""
     from minitl.architectures import build
 
-    architecture, alpha, size, cases = NETWORKS[network]
+    architecture, alpha, size = parts(network)
     graph = build(architecture, alpha=alpha, input_shape=[size, size, 3], classes=CLASSES).initialise(0)
-    if cases[case]:
-        graph.freeze(".." + cases[case])
+    if CASES[case]:
+        graph.freeze(".." + CASES[case][architecture])
     rng = np.random.default_rng(0)
-    coarse = rng.random(
-        (BATCH, 8, 8, 3), np.float32
-    )  # pure noise makes all images alike for deep layers, whose BatchNorms then magnify rounding
+    # pure noise makes all images alike for deep layers, whose BatchNorms then magnify rounding
+    coarse = rng.random((batch, 8, 8, 3), np.float32)
     images = np.ascontiguousarray(coarse.repeat(size // 8, axis=1).repeat(size // 8, axis=2))
-    return graph, images, rng.integers(0, CLASSES, BATCH)
+    return graph, images, rng.integers(0, CLASSES, batch)
 
 
 def photos():
@@ -151,15 +147,15 @@ def report(quick, threads):
         "it / above the imports / of the process. Loss: of the first step, or the best validation loss of the classifier.",
         ("", "ms", "images/s", "ours / this one", "goal", "memory", "loss"),
     )
-    for network, (*_, cases) in list(NETWORKS.items())[: 1 if quick else None]:
+    for network, cases in list(NETWORKS.items())[: 1 if quick else None]:
         for case in cases:
-            for count in threads if network == "V1 0.25@96" else threads[:1]:
-                arguments = {"network": network, "case": case, "threads": count}
+            for count in threads if network == MAIN else threads[:1]:
+                arguments = {"network": network, "case": case, "batch": BATCH, "threads": count}
                 contenders = [Contender(OURS, "training:step_of_ours", arguments | {"kept": False}, count)]
                 if case != "all layers":
                     contenders.append(Contender(KEPT, "training:step_of_ours", arguments | {"kept": True}, count))
                 contenders.append(Contender(PYTORCH, "training:step_of_pytorch", arguments, count))
-                goal = GOALS[case] if network == "V1 0.25@96" else None
+                goal = GOALS[case] if network == MAIN else None
                 _rows(table, f"{network}, {case}, batch {BATCH}", count, contenders, BATCH, goal, quick, tolerance=1e-3)
     epochs = 5 if quick else EPOCHS
     for count in threads:

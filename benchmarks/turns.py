@@ -51,7 +51,7 @@ class Memory:
 
 
 class Turns:
-    """See the head of this file. A contender that cannot run is left out; `missing` says why, {name: sentence}."""
+    """See the head of this file. The first contender must run; others that cannot are left out, `missing` says why: {name: sentence}."""
 
     def __init__(self, contenders):
         self.processes, self.missing = {}, {}
@@ -66,6 +66,8 @@ class Turns:
             if isinstance(first, str):
                 self.missing[contender.name] = first
                 self._close(self.processes.pop(contender.name))
+                if contender is contenders[0]:
+                    raise RuntimeError(f"{contender.name}: {first}")
 
     def __enter__(self):
         return self
@@ -82,7 +84,7 @@ class Turns:
 
     def _reply(self, name):
         line = self.processes[name].stdout.readline()
-        return json.loads(line) if line else f"{name}: its process ended (see above)"
+        return json.loads(line) if line else "its process ended, see above"
 
     def _ask(self, name, *question):
         process = self.processes[name]
@@ -90,7 +92,7 @@ class Turns:
         process.stdin.flush()
         found = self._reply(name)
         if isinstance(found, str):
-            raise RuntimeError(found)
+            raise RuntimeError(f"{name}: {found}")
         return found
 
     def answer(self, name):
@@ -176,8 +178,8 @@ def _serve(work, arguments):
     try:
         step = getattr(importlib.import_module(module), function)(**json.loads(arguments))
         first = step()
-    except (ImportError, NotImplementedError) as error:
-        reply(str(error))
+    except Exception as error:  # whatever another's library does, the rest goes on
+        reply(f"{type(error).__name__}: {error}")
         return
     reply(None)
     for line in io.TextIOWrapper(sys.stdin.buffer):
