@@ -146,92 +146,95 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
 
 # ---- 3x3 windows: outputs side by side share what their windows share
 
+WEIGHTS_IN_CACHE = 450
+"""Channels whose 3x3 weights fit into half the first-level cache; with more, a depthwise convolution goes panel by panel."""
 
-ROWS_IN_CACHE = 16384
-"""Bytes of input that a depthwise convolution reads for one panel of channels before it goes to the next: they come from the first-level cache."""
 
+def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: bool = False) -> Any:
+    """Rows first ... first + count - 1 of the outputs of a 3x3 window, `at_once` outputs side by side at a time, all their channels.
 
-def _windows_in_rows(at_once: int, channels: int, stride: int) -> Any:
-    """Rows first ... first + count - 1 of the outputs of a 3x3 window, for one panel of output channels, `at_once` outputs at a time.
-
-    The last outputs of a row may be done twice. channels: 0 where each lane of the input goes into the same lane of the output (depthwise), else so
-    many values of a pixel, each of which goes into every lane. Rows outside of the image, and the one column on either side that may be
-    outside (left, right: 0 or 1), are read from zeros. row, out_row, step, out_step: bytes from one row, or one pixel, to the next.
+    The last outputs of a row may be done twice. channels: 0 where each lane of the input goes into the same lane of the output
+    (depthwise), else so many values of a pixel, each of which goes into every lane. Rows outside of the image, and the one column on
+    either side that may be outside (left, right: 0 or 1), are read from zeros. row, out_row, step, out_step: bytes from one row, or one
+    pixel, to the next; w_step from one weight of a channel to the next. panel_by_panel: all rows for one vector of channels, then for the
+    next, so that the weights stay in registers; else all channels of a pixel, so that the image is read in the order in which it lies.
     """
     columns, taps = stride * (at_once - 1) + 3, max(channels, 1)
 
-    @emitted(18)
-    def rows(
-        emit: Emit,
-        first,
-        count,
-        image,
-        height,
-        row,
-        step,
-        top,
-        left,
-        right,
-        zeros,
-        weights,
-        w_step,
-        bias,
-        target,
-        out_width,
-        out_row,
-        out_step,
-        bounds,
-    ):  # type: ignore[no-untyped-def]
-        builder, low, high, start = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4)), emit.load(bias)
-        kernel = [emit.load(emit.add(weights, emit.mul(w_step, t))) for t in range(9)] if not channels else None
+    @emitted(19)
+    def rows(  # type: ignore[no-untyped-def]
+        emit: Emit, panels, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width, out_row,
+        out_step, bounds,
+    ):  # fmt: skip
+        builder, low, high = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
         inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(out_step, i) for i in range(at_once)]
         groups, last_x = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once)), emit.add(out_width, -at_once)
 
-        def one_row(index: Any, place: Any) -> list[Any]:
-            y = builder.sub(emit.mul(emit.add(first, index), stride), top)
-            ys = [emit.add(y, i) for i in range(3)]
-            bases = [builder.select(builder.icmp_unsigned("<", y, height), emit.add(image, builder.mul(y, row)), zeros) for y in ys]
+        def some_panels(shift: Any, panels: Any) -> list[Any]:
+            def weights_from(factors: Any) -> list[Any]:
+                return [emit.load(emit.add(factors, emit.mul(w_step, tap))) for tap in range(9)]
 
-            def group(index: Any) -> list[Any]:
-                x = emit.mul(index, at_once)
-                x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
-                at = builder.mul(builder.sub(emit.mul(x, stride), left), step)
-                outside = {
-                    0: builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
-                    columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
-                }
-                sums = [start] * at_once
-                for y, base in enumerate(bases):
-                    from_row = emit.add(base, at)
-                    for column in range(columns):
-                        users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
-                        from_column = emit.add(from_row, inputs[column])
-                        if column in outside:
-                            from_column = builder.select(outside[column], zeros, from_column)
-                        for tap in range(taps if users else 0):
-                            value = emit.load_splat(emit.add(from_column, 4 * tap)) if channels else emit.load(from_column)
-                            for u in users:
-                                number = (3 * y + column - stride * u) * taps + tap
-                                factor = kernel[number] if kernel else emit.load(emit.add(weights, VECTOR * number))
-                                sums[u] = emit.fma(value, factor, sums[u])
-                goal = emit.add(place, builder.mul(x, out_step))
-                for u in range(at_once):
-                    emit.store(emit.clamp(sums[u], low, high), emit.add(goal, outputs[u]))
-                return []
+            hoisted = weights_from(emit.add(weights, shift)) if panel_by_panel else []
 
-            emit.loop(groups, [], group)
-            return [emit.add(place, out_row)]
+            def one_row(index: Any, place: Any) -> list[Any]:
+                y = builder.sub(emit.mul(emit.add(first, index), stride), top)
+                ys = [emit.add(y, i) for i in range(3)]
+                inside = [builder.select(builder.icmp_unsigned("<", y, height), emit.add(image, builder.mul(y, row)), zeros) for y in ys]
 
-        emit.loop(count, [target], one_row)
+                def group(index: Any) -> list[Any]:
+                    x = emit.mul(index, at_once)
+                    x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
+                    at = builder.mul(builder.sub(emit.mul(x, stride), left), step)
+                    outside = {
+                        0: builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
+                        columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
+                    }
+                    bases = [emit.add(base, at) for base in inside]
+                    borders = {
+                        (y, c): builder.select(no, zeros, emit.add(bases[y], inputs[c])) for y in range(3) for c, no in outside.items()
+                    }
+                    goal = emit.add(place, builder.mul(x, out_step))
+
+                    def panel(p: Any) -> list[Any]:
+                        here = emit.add(shift, emit.mul(p, VECTOR))
+                        factors = emit.add(weights, emit.mul(here, 27) if channels else here)
+                        kernel = [] if channels else hoisted or weights_from(factors)
+                        sums = [emit.load(emit.add(bias, here))] * at_once
+                        for y in range(3):
+                            for column in range(columns):
+                                users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
+                                source = borders.get((y, column), emit.add(bases[y], inputs[column]))
+                                for tap in range(taps if users else 0):
+                                    value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(emit.add(source, here))
+                                    for u in users:
+                                        number = 3 * y + column - stride * u
+                                        factor = kernel[number] if kernel else emit.load(emit.add(factors, VECTOR * (number * taps + tap)))
+                                        sums[u] = emit.fma(value, factor, sums[u])
+                        for u in range(at_once):
+                            emit.store(emit.clamp(sums[u], low, high), emit.add(emit.add(goal, here), outputs[u]))
+                        return []
+
+                    emit.loop(panels, [], panel)
+                    return []
+
+                emit.loop(groups, [], group)
+                return [emit.add(place, out_row)]
+
+            emit.loop(count, [target], one_row)
+            return []
+
+        if panel_by_panel:
+            emit.loop(panels, [], lambda p: some_panels(emit.mul(p, VECTOR), emit.const(1)))
+        else:
+            some_panels(emit.const(0), panels)
 
     return rows
 
 
 _depthwise_1, _depthwise_2, _stem = _windows_in_rows(4, 0, 1), _windows_in_rows(4, 0, 2), _windows_in_rows(8, 3, 2)
-_narrow_1, _narrow_2 = (
-    _windows_in_rows(3, 0, 1),
-    _windows_in_rows(3, 0, 2),
-)  # for rows of 3, 5, 6, 9 outputs: four at once would do many twice
+_by_panel_1, _by_panel_2 = _windows_in_rows(4, 0, 1, True), _windows_in_rows(4, 0, 2, True)
+# For rows of 3, 5, 6 or 9 outputs, of which four at once would do many twice:
+_narrow_1, _narrow_2 = _windows_in_rows(3, 0, 1), _windows_in_rows(3, 0, 2)
 
 
 # ---- windows of any size
@@ -417,94 +420,25 @@ def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untype
     ):
         right = max(right, 0)
         narrow = (out_width + 2) // 3 * 3 < (out_width + 3) // 4 * 4
-        some = max(1, ROWS_IN_CACHE // (row * stride_x))
-        for y in range(first, last, some):
-            count, place = min(some, last - y), target + (y - first) * out_row
-            for p in range(0, step, VECTOR):
-                if narrow and stride_x == 1:
-                    _narrow_1(
-                        y,
-                        count,
-                        image + p,
-                        height,
-                        row,
-                        step,
-                        top,
-                        left,
-                        right,
-                        zeros,
-                        weights + p,
-                        step,
-                        bias + p,
-                        place + p,
-                        out_width,
-                        out_row,
-                        step,
-                        bounds,
-                    )
-                elif narrow:
-                    _narrow_2(
-                        y,
-                        count,
-                        image + p,
-                        height,
-                        row,
-                        step,
-                        top,
-                        left,
-                        right,
-                        zeros,
-                        weights + p,
-                        step,
-                        bias + p,
-                        place + p,
-                        out_width,
-                        out_row,
-                        step,
-                        bounds,
-                    )
-                elif stride_x == 1:
-                    _depthwise_1(
-                        y,
-                        count,
-                        image + p,
-                        height,
-                        row,
-                        step,
-                        top,
-                        left,
-                        right,
-                        zeros,
-                        weights + p,
-                        step,
-                        bias + p,
-                        place + p,
-                        out_width,
-                        out_row,
-                        step,
-                        bounds,
-                    )
-                else:
-                    _depthwise_2(
-                        y,
-                        count,
-                        image + p,
-                        height,
-                        row,
-                        step,
-                        top,
-                        left,
-                        right,
-                        zeros,
-                        weights + p,
-                        step,
-                        bias + p,
-                        place + p,
-                        out_width,
-                        out_row,
-                        step,
-                        bounds,
-                    )
+        count, panels = last - first, channels // LANES
+        if narrow and stride_x == 1:
+            _narrow_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width, out_row,
+                      step, bounds)  # fmt: skip
+        elif narrow:
+            _narrow_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width, out_row,
+                      step, bounds)  # fmt: skip
+        elif (panels <= 2 or channels > WEIGHTS_IN_CACHE) and stride_x == 1:
+            _by_panel_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                        out_row, step, bounds)  # fmt: skip
+        elif panels <= 2 or channels > WEIGHTS_IN_CACHE:
+            _by_panel_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                        out_row, step, bounds)  # fmt: skip
+        elif stride_x == 1:
+            _depthwise_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                         out_row, step, bounds)  # fmt: skip
+        else:
+            _depthwise_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                         out_row, step, bounds)  # fmt: skip
         return
     for y in range(first, last):
         at, place = y * stride_y - top, target + (y - first) * out_row
@@ -562,9 +496,8 @@ def _first(op, source, image_step, target, zeros, images, thread, threads):  # t
     while y < end:
         image, first = source + (y // out_height) * image_step, y % out_height
         count = min(out_height - first, end - y)
-        for p in range(outputs // LANES):
-            _stem(first, count, image, height, 12 * width, 12, top, left, right, zeros, weights + 27 * p * VECTOR, 0, bias + p * VECTOR,
-                  target + y * out_row + p * VECTOR, out_width, out_row, 4 * outputs, bounds)  # fmt: skip
+        _stem(outputs // LANES, first, count, image, height, 12 * width, 12, top, left, right, zeros, weights, 0, bias, target + y * out_row, out_width,
+              out_row, 4 * outputs, bounds)  # fmt: skip
         y += count
 
 
