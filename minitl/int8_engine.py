@@ -32,6 +32,9 @@ FIELDS = (
 KINDS = "convert frame conv pointwise depthwise window average maximum mean add rescale place reshape take".split()
 """Fields of a row and kinds of operations, see fast/integers.py."""
 
+BATCH = 32
+"""Images that callers with many hand over at a time: enough for all threads, few enough for the memory."""
+
 GROUP, BYTE_OFFSET, _ = DOT
 KEPT = np.int16 if GROUP == 2 else np.uint8
 

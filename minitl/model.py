@@ -15,6 +15,7 @@ a whole training run from a folder to files (transfer.py).
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,7 @@ from .version import __version__
 from .weights import Weights
 
 if TYPE_CHECKING:  # int8 and foreign files import what they need: a prediction in float is quicker without
+    from . import int8_engine
     from .constant_channels import Removal
     from .emit_c import About, Figures, Header
     from .integer import IntegerGraph
@@ -347,7 +349,7 @@ class Deployment:
 
     def logits(self, pixels: Array) -> Array:
         """Prepared photos (N, H, W, 3) uint8 -> what the int8 network answers, as real numbers (N, classes) float32."""
-        return self._real(self.graph.run(self.pictures().quantise_pixels(pixels)))
+        return self._real(self._engine.run(self.pictures().quantise_pixels(pixels))[self.graph.output])
 
     def _real(self, q: Array) -> Array:
         """What int8 logits stand for."""
@@ -358,10 +360,24 @@ class Deployment:
         """Prepared photos (N, H, W, 3) uint8 -> what the classifier of a model of ours reads (N, C) int64, its zero point taken off."""
         assert self.model is not None, "a foreign file does not say where its features are"
         node = self.model.feature_node
-        values = self.original.run_all(self.pictures().quantise_pixels(pixels))[node]
+        values = self._features.run(self.pictures().quantise_pixels(pixels))[node]
         return values.astype(np.int64) - self.original.tensors[node].zero_point
 
-    @property
+    @functools.cached_property
+    def _engine(self) -> int8_engine.Engine | int8_engine.Plain:
+        """Computes the output of `graph` and what is watched in it."""
+        from .int8_engine import make
+
+        return make(self.graph, [name for name in (self.graph.output, self.graph.watched) if name])
+
+    @functools.cached_property
+    def _features(self) -> int8_engine.Engine | int8_engine.Plain:
+        """Computes what the classifier of a model of ours reads, all of it."""
+        from .int8_engine import make
+
+        return make(self.original, [self.original.watched or (self.model.feature_node if self.model else "")])
+
+    @functools.cached_property
     def rule(self) -> Rule | None:
         """How `graph` knows photos of none of the classes, in integers; None where it does not."""
         if self.neither is None:
@@ -369,7 +385,7 @@ class Deployment:
         if self.removal is None:
             return self.neither.rule()
         node, image = self.original.watched, self.original.tensors[self.original.input]
-        values = self.original.run_all(np.zeros((1, *image.shape), np.int8))[node][0].astype(np.int64)
+        values = self._features.run(np.zeros((1, *image.shape), np.int8))[node][0].astype(np.int64)
         kept = self.removal.kept[node]
         return self.neither.rule(kept, np.delete(values, kept) - self.original.tensors[node].zero_point)
 
@@ -378,7 +394,7 @@ class Deployment:
         rule, watched = self.rule, self.graph.watched
         if rule is None:
             return self.logits(pixels), np.zeros(len(pixels), bool)
-        values = self.graph.run_all(self.pictures().quantise_pixels(pixels))
+        values = self._engine.run(self.pictures().quantise_pixels(pixels))
         features = values[watched].astype(np.int64) - self.graph.tensors[watched].zero_point
         return self._real(values[self.graph.output]), rule.is_neither(features)
 

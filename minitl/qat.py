@@ -29,13 +29,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from . import kernels_int8, training
+from . import int8_engine, kernels_int8, training
 from .errors import MinitlError
 from .features import Features
 from .folding import fold
 from .graph import INPUT, Graph, Node
 from .images import Recipe
-from .integer import IMAGES_AT_ONCE, IntegerGraph, Op, Requantise, Tensor, Weighted, quantise_multipliers
+from .integer import IntegerGraph, Op, Requantise, Tensor, Weighted, quantise_multipliers
 from .layers import Array, BatchNorm, Layer, Params, Shape, Training
 from .quantize import Calibration, input_mean, quantise, quantise_kernel
 from .training import Epoch, History, Settings, Source, State
@@ -282,13 +282,11 @@ def frozen_once(twin: Graph, network: IntegerGraph, recipe: Recipe, source: Sour
     if len(source) * width > max(LARGEST_ROWS, source.rows.nbytes):
         return source
     names = {tensor.name for _, tensor in tensors}
-    ops = network.ops[: max((i + 1 for i, op in enumerate(network.ops) if op.output in names), default=0)]
-    kept = {INPUT: network.tensors[INPUT]} | {op.output: network.tensors[op.output] for op in ops}
-    frozen = IntegerGraph(kept, ops, INPUT, list(kept)[-1])
+    engine = int8_engine.make(network, names)
     rows = np.empty((len(source), width), np.int8)
-    for i in range(0, len(source), IMAGES_AT_ONCE):
-        batch = slice(i, i + IMAGES_AT_ONCE)
-        values = frozen.run_all(quantised_pixels(recipe, source.feeds(batch)[INPUT]))
+    for i in range(0, len(source), int8_engine.BATCH):
+        batch = slice(i, i + int8_engine.BATCH)
+        values = engine.run(quantised_pixels(recipe, source.feeds(batch)[INPUT]))
         rows[batch] = np.concatenate([values[tensor.name].reshape(-1, tensor.size) for _, tensor in tensors], axis=1)
     return Rows(rows, tensors)
 
@@ -300,9 +298,9 @@ Course = tuple[State | None, Callable[[State], None] | None]
 
 def accuracy(network: IntegerGraph, recipe: Recipe, source: Source, labels: Array) -> float:
     """Share of photos, 0..1, that the integer network answers rightly: as evaluate() measures it of what is deployed."""
-    starts = range(0, len(source), IMAGES_AT_ONCE)
-    batches = (source.feeds(slice(i, i + IMAGES_AT_ONCE))[INPUT] for i in starts)
-    answers = [network.run(quantised_pixels(recipe, x)).argmax(axis=1) for x in batches]
+    engine, size = int8_engine.make(network), int8_engine.BATCH
+    batches = (source.feeds(slice(i, i + size))[INPUT] for i in range(0, len(source), size))
+    answers = [engine.run(quantised_pixels(recipe, x))[network.output].argmax(axis=1) for x in batches]
     return float((np.concatenate(answers) == labels).mean())
 
 
