@@ -21,7 +21,7 @@ from PIL import Image
 from test_images import ordinary_user, unix
 
 import minitl
-from minitl import MinitlError, cli, qemu
+from minitl import MinitlError, cli, jit, qemu
 from minitl.cli import OUTPUTS, main
 from minitl.demo_pictures import draw_photos
 from minitl.images import read_photo
@@ -33,9 +33,11 @@ BACKBONE = ["--weights", small_models.SMALL]
 
 @pytest.fixture(scope="module", autouse=True)
 def private_cache(tmp_path_factory):
-    """Tests leave the cache of the user alone."""
-    kept = os.environ.get("MINITL_CACHE")
+    """Tests leave the cache of the user alone, but for compiled kernels, which take long."""
+    kept, kernels = os.environ.get("MINITL_CACHE"), jit.kernels_folder()
     os.environ["MINITL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if kernels and os.name == "posix":
+        Path(os.environ["MINITL_CACHE"], "kernels").symlink_to(kernels)
     yield Path(os.environ["MINITL_CACHE"])
     os.environ.pop("MINITL_CACHE")
     if kept is not None:
