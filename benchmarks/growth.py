@@ -9,6 +9,7 @@ from pathlib import Path
 
 import inference
 import start
+from contenders import network
 from tables import Table, number
 from turns import Contender, Turns
 
@@ -54,16 +55,18 @@ def _chart(title, across, values):
 def _point(name, batch, threads, quick, table):
     """(ms for one image, MiB) of our inference, ONNX Runtime's, our training and PyTorch's; nan for who is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        files = inference.files_of(inference.network(name), Path(folder), Table("", "", ()))
+        files = inference.files_of(network(name), Path(folder), Table("", "", ()))
         arguments = {"name": name, "batch": batch, "threads": threads, "file": files.get("onnx")}
-        contenders = [Contender("inference", "inference:ours", arguments, threads)]
+        contenders = [Contender("inference", "contenders:inference_of_ours", arguments, threads, ours=True)]
         if "onnx" in files:
-            contenders.append(Contender(ONNX, "inference:onnx_runtime", arguments, threads))
+            contenders.append(Contender(ONNX, "contenders:onnx_runtime", arguments, threads))
         arguments = {"network": name, "case": "all layers", "batch": batch, "threads": threads, "kept": False}
-        contenders.append(Contender("training", "training:step_of_ours", arguments, threads))
-        contenders.append(Contender(PYTORCH, "training:step_of_pytorch", arguments, threads))
+        contenders.append(Contender("training", "contenders:step_of_ours", arguments, threads, ours=True))
+        contenders.append(Contender(PYTORCH, "contenders:step_of_pytorch", arguments, threads))
         with Turns(contenders) as turns:
             medians, memory = turns.medians(2 if quick else 5, 0.02 if quick else 0.1), turns.memory()
+            missing = " ".join(f"Without {who}: {why}." for who, why in turns.missing.items())
+            table.note += "" if missing in table.note else f" {missing}"
     nan = float("nan")
     return [
         (1000 * medians[who] / batch, memory[who].growth if who in ("inference", ONNX) else memory[who].step)

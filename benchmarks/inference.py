@@ -8,17 +8,14 @@ are measured in the same turns (machine.py).
 """
 
 import importlib
-import os
 import tempfile
 from pathlib import Path
 
 import machine
 import numpy as np
+from contenders import FILES, WEIGHTS, images_of, int8_images_of, network
 from tables import Table, number
 from turns import Contender, Turns
-
-SHARED = Path(os.environ.get("MINITL_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-WEIGHTS = SHARED / "weights"
 
 GOALS = {  # the least that we set ourselves: ours / theirs, by network and batch
     ("V1 0.25@96", 1): {"LiteRT float": 1.25, "ONNX Runtime": 1.4, "PyTorch": 7, "LiteRT int8": 1},
@@ -28,148 +25,6 @@ GOALS = {  # the least that we set ourselves: ours / theirs, by network and batc
 }
 PYTORCH = ("eager, NHWC", "eager, NCHW", "optimised, NHWC", "optimised, NCHW")
 OURS, OURS_INT8 = "minitl float", "minitl int8"
-
-FILES = {  # where the weights are, else they are drawn; an int8 file of the same network
-    "V1 0.25@96": ("vww_96_float.tflite", "vww_96_int8.tflite"),
-    "V2 1.0@224": ("mobilenet_v2_1.0_224_quant.tflite", "tf2_mobilenet_v2_1.0_224_ptq.tflite"),
-}
-
-
-def parts(name):
-    """'V1 0.25@96' -> ('mobilenet_v1', 0.25, 96)"""
-    version, alpha, size = name.replace("@", " ").split()
-    return f"mobilenet_{version.lower()}", float(alpha), int(size)
-
-
-def model_of(name):
-    """The model, BatchNorms and all."""
-    from minitl import model
-    from minitl.architectures import build
-    from minitl.images import Recipe
-    from minitl.weights import Weights
-
-    if name in FILES and (WEIGHTS / FILES[name][0]).is_file():
-        return model.load(WEIGHTS / FILES[name][0])
-    architecture, alpha, size = parts(name)
-    arguments = {"alpha": alpha, "input_shape": [size, size, 3], "classes": 10}
-    arrays = build(architecture, **arguments).initialise(0).arrays()
-    return model.Model(Weights(architecture, arguments, arrays, Recipe(size, size, (0, 0, 0), (255, 255, 255), "squash")))
-
-
-def network(name):
-    """The folded graph."""
-    from minitl.folding import fold
-
-    return fold(model_of(name).graph)
-
-
-def images(shape, batch):
-    """(N, H, W, 3) float32 in -1..1."""
-    return np.random.default_rng(0).uniform(-1, 1, (batch, *shape)).astype(np.float32)
-
-
-def int8_images(shape, batch):
-    """(N, H, W, 3) int8."""
-    return np.random.default_rng(0).integers(-128, 128, (batch, *shape), np.int8)
-
-
-# ---- the contenders, each in its process (turns.py)
-
-
-def ours(name, batch, threads, **_):
-    from turns import imported
-
-    import minitl  # noqa: F401
-
-    try:
-        from minitl.engine import Engine
-    except ImportError:
-        Engine = None
-    imported()
-    graph = network(name)
-    x = images(graph.input_shape, batch)
-    if Engine is None:  # the plain path
-        return lambda: np.concatenate([graph.evaluate(x[i : i + 1])[graph.output] for i in range(batch)])
-    engine = Engine(graph, threads=threads)
-    return lambda: engine.run(x)[graph.output]
-
-
-def ours_int8(batch, file, keep_constant, **_):
-    from turns import imported
-
-    import minitl
-
-    imported()
-    graph = minitl.deployable(file, keep_constant).graph
-    x = int8_images(graph.tensors[graph.input].shape, batch)
-    return lambda: graph.run(x)
-
-
-def pytorch(name, batch, threads, how):
-    import torch
-    from turns import imported
-    from twins import Twin, to_torch
-
-    imported()
-    torch.set_num_threads(threads)
-    graph = network(name)
-    x, twin = to_torch(images(graph.input_shape, batch)), Twin(graph).eval()
-    if how == "eager, NCHW":
-        x, twin = x.contiguous(), twin.to(memory_format=torch.contiguous_format)
-    elif how.startswith("optimised"):
-        if how.endswith("NCHW"):
-            x, twin = x.contiguous(), twin.to(memory_format=torch.contiguous_format)
-        with torch.inference_mode():
-            twin = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(twin, x)))
-
-    def step():
-        with torch.inference_mode():
-            return twin(x).numpy()
-
-    return step
-
-
-def onnx_runtime(batch, threads, file, name, **_):
-    import onnxruntime
-    from turns import imported
-
-    imported()
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
-    x = np.ascontiguousarray(images((parts(name)[2],) * 2 + (3,), batch).transpose(0, 3, 1, 2))
-    return lambda: session.run(None, {"input": x})[0]
-
-
-def litert(batch, threads, file, **_):
-    from ai_edge_litert.interpreter import Interpreter
-    from turns import imported
-
-    imported()
-    interpreter, at_once = Interpreter(file, num_threads=threads), batch
-    image, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
-    shape = tuple(map(int, image["shape"][1:]))
-    interpreter.resize_tensor_input(image["index"], [batch, *shape])
-    try:
-        interpreter.allocate_tensors()
-    except RuntimeError:  # a Reshape in the file asks for a batch of one: one image after the other
-        interpreter, at_once = Interpreter(file, num_threads=threads), 1
-        interpreter.allocate_tensors()
-    x = images(shape, batch) if image["dtype"] == np.float32 else int8_images(shape, batch)
-    x = (x.view(np.uint8) ^ 128) if image["dtype"] == np.uint8 else x
-
-    def step():
-        answers = []
-        for i in range(0, batch, at_once):
-            interpreter.set_tensor(image["index"], x[i : i + at_once])
-            interpreter.invoke()
-            answers.append(interpreter.get_tensor(output))
-        return answers[0] if at_once == batch else np.concatenate(answers)
-
-    return step
-
-
-# ---- the table
 
 
 def report(quick, threads):
@@ -215,14 +70,14 @@ def _measure(contenders, rounds, seconds, correct, threads):
 
 def _float(table, name, graph, batch, threads, files, quick):
     arguments = {"name": name, "batch": batch, "threads": threads}
-    contenders = [Contender(OURS, "inference:ours", arguments, threads)]
+    contenders = [Contender(OURS, "contenders:inference_of_ours", arguments, threads, ours=True)]
     for how in PYTORCH[:1] if quick else PYTORCH:
-        contenders.append(Contender(f"PyTorch {how}", "inference:pytorch", arguments | {"how": how}, threads))
+        contenders.append(Contender(f"PyTorch {how}", "contenders:inference_of_pytorch", arguments | {"how": how}, threads))
     if "onnx" in files:
-        contenders.append(Contender("ONNX Runtime", "inference:onnx_runtime", arguments | {"file": files["onnx"]}, threads))
+        contenders.append(Contender("ONNX Runtime", "contenders:onnx_runtime", arguments | {"file": files["onnx"]}, threads))
     if "tflite" in files:
-        contenders.append(Contender("LiteRT float", "inference:litert", arguments | {"file": files["tflite"]}, threads))
-    x = images(graph.input_shape, batch)
+        contenders.append(Contender("LiteRT float", "contenders:litert", arguments | {"file": files["tflite"]}, threads))
+    x = images_of(graph.input_shape, batch)
     expected = np.concatenate([graph.evaluate(x[i : i + 1])[graph.output] for i in range(batch)])
 
     def correct(who, answer):
@@ -254,14 +109,16 @@ def _int8(table, name, graph, batch, threads, files, quick):
     if not path.is_file():
         return table.rows.append((f"without int8: no {path.name}",))
     arguments = {"batch": batch, "threads": threads, "file": str(path)}
-    contenders = [Contender(OURS_INT8, "inference:ours_int8", arguments | {"keep_constant": True}, threads)]
+    contenders = [Contender(OURS_INT8, "contenders:int8_of_ours", arguments | {"keep_constant": True}, threads, ours=True)]
     contenders.append(
-        Contender("the same, constant channels removed", "inference:ours_int8", arguments | {"keep_constant": False}, threads)
+        Contender(
+            "the same, constant channels removed", "contenders:int8_of_ours", arguments | {"keep_constant": False}, threads, ours=True
+        )
     )
-    contenders.append(Contender("LiteRT int8", "inference:litert", arguments, threads))
+    contenders.append(Contender("LiteRT int8", "contenders:litert", arguments, threads))
     integer = tflite_int8.read(importers.file_bytes(path), path.name).graph
     out = integer.tensors[integer.output]
-    expected = integer.run(int8_images(integer.tensors[integer.input].shape, batch))
+    expected = integer.run(int8_images_of(integer.tensors[integer.input].shape, batch))
     probabilities = softmax(((expected.astype(np.float32) - out.zero_point) * out.scale).astype(np.float32))
 
     def correct(who, answer):

@@ -15,11 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import inference
+import contenders
 from tables import Table, number
 
 HERE = Path(__file__).parent
-BACKBONE = inference.WEIGHTS / "mobilenet_v1_0.25_128_quant.tflite"
+BACKBONE = contenders.WEIGHTS / "mobilenet_v1_0.25_128_quant.tflite"
 MINITL = [sys.executable, "-m", "minitl"]
 PREDICT, TRAIN = "minitl predict", "minitl train"
 
@@ -65,9 +65,9 @@ def _predictions(table, folder, rounds):
 
     photo = folder / "photo.jpg"
     demo_pictures.draw_photo("apple", random.Random(0), 480).save(photo)
-    ours = inference.model_of("V1 0.25@96")
+    ours = contenders.model_of("V1 0.25@96")
     ours.save(folder / "model.npz")
-    graph = inference.network("V1 0.25@96")
+    graph = contenders.network("V1 0.25@96")
     programs = {
         PREDICT: ([*MINITL, "predict", str(folder / "model.npz"), str(photo)], {}),
         "minitl in Python": script("predict_minitl", folder / "model.npz", photo),
@@ -104,7 +104,7 @@ def _trainings(table, folder, quick):
     """A folder of photos, MobileNetV1 0.25 at 128x128."""
     from minitl import demo_pictures
 
-    photos = inference.SHARED / "data/monkeys"
+    photos = contenders.SHARED / "data/monkeys"
     title = "monkeys, 10 classes, 1,369 photos"
     if quick or not photos.is_dir():
         photos, title = folder / "photos", "drawn fruit, 3 classes, 240 pictures"

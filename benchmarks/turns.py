@@ -1,6 +1,6 @@
 """Contenders that take turns: each in a process of its own, all on the same work, one at a time.
 
-    with Turns([Contender("ours", "inference:ours", {...}, threads=1), ...]) as turns:
+    with Turns([Contender("ours", "contenders:inference_of_ours", {...}, threads=1), ...]) as turns:
         turns.answer("ours"), turns.medians(rounds=9, seconds=0.1), turns.memory()
 
 A process of its own, since one process cannot tell whose memory or whose threads are whose; in turns, since machines are noisy: a round
@@ -29,13 +29,16 @@ STATUS = Path("/proc/self/status")
 
 @dataclass
 class Contender:
-    """Who takes part. work: "module:function" in this folder. environment: more variables for its process."""
+    """Who takes part. work: "module:function" in this folder.
+
+    ours: it must run, and is started once before, so that what it compiles is on disk by then and not in its memory.
+    """
 
     name: str
     work: str
     arguments: dict = field(default_factory=dict)
     threads: int = 1
-    environment: dict = field(default_factory=dict)
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,26 @@ class Memory:
 
 
 class Turns:
-    """See the head of this file. The first contender must run; others that cannot are left out, `missing` says why: {name: sentence}."""
+    """See the head of this file. A peer that cannot run is left out; `missing` says why: {name: sentence}."""
 
     def __init__(self, contenders):
         self.processes, self.missing = {}, {}
         for contender in contenders:
-            counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINITL_THREADS"), str(contender.threads))
-            command = [sys.executable, str(Path(__file__)), contender.work, json.dumps(contender.arguments)]
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | counts | contender.environment
-            )
-            self.processes[contender.name] = process
-            first = self._reply(contender.name)
-            if isinstance(first, str):
-                self.missing[contender.name] = first
-                self._close(self.processes.pop(contender.name))
-                if contender is contenders[0]:
-                    raise RuntimeError(f"{contender.name}: {first}")
+            for _ in range(2 if contender.ours else 1):
+                self._start(contender)
+
+    def _start(self, contender):
+        if contender.name in self.processes:
+            self._close(self.processes.pop(contender.name))
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINITL_THREADS"), str(contender.threads))
+        command = [sys.executable, str(Path(__file__)), contender.work, json.dumps(contender.arguments)]
+        self.processes[contender.name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | counts)
+        problem = self._reply(contender.name)
+        if problem:
+            self._close(self.processes.pop(contender.name))
+            if contender.ours:
+                raise RuntimeError(f"{contender.name}: {problem}")
+            self.missing[contender.name] = problem
 
     def __enter__(self):
         return self
