@@ -61,7 +61,7 @@ def test_info_does_not_import_numba(files):
     assert "numba" not in imported("info", files[0])
 
 
-@pytest.mark.skipif(not hasattr(model, "engine"), reason="predictions are not yet made by the engine")
+@pytest.mark.skipif(not hasattr(model.Model, "_engine"), reason="predictions are not yet made by the engine")
 def test_predict_does_not_import_numba_once_the_kernels_are_kept(files):
     imported("predict", *files)
     assert "numba" not in imported("predict", *files)
