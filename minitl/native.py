@@ -155,10 +155,24 @@ def _compile(name: str) -> bytes:
 
 _KEPT: list[Any] = []  # what must live as long as the process
 
+BORROWED = ("memset", "memcpy", "memmove", "expf", "logf")
+"""Functions of C that LLVM, or a kernel, calls."""
+
+
+def _lend() -> None:
+    """Tell LLVM where these are: in a process with PyTorch, which has an LLVM of its own, it finds none, and calls address 0."""
+    library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+    for name in BORROWED:
+        try:
+            llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+        except AttributeError:
+            raise OSError(f"the C library has no {name}") from None
+
 
 def _link(code: bytes) -> SimpleNamespace:
     """Object file -> functions. What Numba calls a function returns a status and takes two addresses more, which we do not need."""
     _cpu()
+    _lend()
     lines, _, content = code.partition(b"\n")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(content))

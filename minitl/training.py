@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import kernels
+from . import kernels, quick
 from .errors import MinitlError
 from .graph import Graph
 from .images import photos_ahead
@@ -224,34 +224,18 @@ def fit(
     """
     check_trainable(graph)
     classes = graph.shapes[graph.output][0]
-    targets = one_hot(train_labels, classes)
-    counts = class_weights(train_labels, classes) if settings.balance else None
     batches = math.ceil(len(train) / settings.batch)
     at = state or begin(graph, settings, baseline, factors)
+    walk = _walk(graph, train, train_labels, settings, at.optimiser, batches)
     rng, history, started, first = at.random, at.history, time.monotonic(), at.epoch - 1 + at.step / batches
     while at.epoch <= settings.epochs and not _finished(at, settings):
         if at.step == 0:
             at.order, at.loss, at.correct = rng.permutation(len(train)), 0.0, 0
         epoch = at.epoch
-        for chosen, feeds in _batches(train, np.array_split(at.order, batches)[at.step :], epoch):
-            wanted = targets[chosen]
-            if settings.mixup:
-                feeds, wanted = mixed(feeds, wanted, settings.mixup, rng)
-            weights = None
-            if counts is not None:  # a mixed photo counts for each of its two classes by itself
-                wanted = wanted * counts
-                weights = wanted.sum(axis=1)
-                wanted = wanted / weights[:, None]
-            if settings.smoothing:
-                wanted = wanted * np.float32(1 - settings.smoothing) + np.float32(settings.smoothing / classes)
-            done, one = (epoch - 1 + at.step / batches) / settings.epochs, 1 / (batches * settings.epochs)
-            rate = settings.rate * schedule(done, settings.warmup / settings.epochs, one)
-            logits, losses = train_step(graph, feeds, wanted, at.optimiser, rate, rng, weights=weights)
-            if at.average:
-                at.average.step()
-            at.step += 1
-            at.loss += float(losses.sum())
-            at.correct += int((logits.argmax(axis=1) == wanted.argmax(axis=1)).sum())
+        for steps, loss, correct in walk(at, np.array_split(at.order, batches)[at.step :]):
+            at.step += steps
+            at.loss += loss
+            at.correct += correct
             if not math.isfinite(at.loss):
                 break
             if at.step < batches and keep:
@@ -276,6 +260,55 @@ def fit(
     if history.diverged and not history.best and baseline == math.inf:
         raise MinitlError(f"the loss is no longer a number in epoch {at.epoch}: use a smaller learning rate than {settings.rate:g}")
     return history
+
+
+Walk = Callable[[State, list[Array]], Iterator[tuple[int, float, int]]]
+"""Makes a step for each of some batches (numbers of photos); gives (steps, sum of their losses, right answers) after each, or some of them."""
+
+
+def _walk(graph: Graph, train: Source, labels: Array, settings: Settings, optimiser: Optimiser, batches: int) -> Walk:
+    """What one epoch does; `batches`: how many steps it has."""
+    classes = graph.shapes[graph.output][0]
+    targets = one_hot(labels, classes)
+    counts = class_weights(labels, classes) if settings.balance else None
+
+    def rate(epoch: int, step: int) -> float:
+        done, one = (epoch - 1 + step / batches) / settings.epochs, 1 / (batches * settings.epochs)
+        return settings.rate * schedule(done, settings.warmup / settings.epochs, one)
+
+    def weighed(wanted: Array) -> tuple[Array, Array | None]:
+        """Targets as the loss takes them, and what each photo counts."""
+        weights = None
+        if counts is not None:  # a mixed photo counts for each of its two classes by itself
+            wanted = wanted * counts
+            weights = wanted.sum(axis=1)
+            wanted = wanted / weights[:, None]
+        if settings.smoothing:
+            wanted = wanted * np.float32(1 - settings.smoothing) + np.float32(settings.smoothing / classes)
+        return wanted, weights
+
+    def walk(at: State, todo: list[Array]) -> Iterator[tuple[int, float, int]]:
+        for chosen, feeds in _batches(train, todo, at.epoch):
+            wanted = targets[chosen]
+            if settings.mixup:
+                feeds, wanted = mixed(feeds, wanted, settings.mixup, at.random)
+            wanted, weights = weighed(wanted)
+            logits, losses = train_step(graph, feeds, wanted, optimiser, rate(at.epoch, at.step), at.random, weights=weights)
+            if at.average:
+                at.average.step()
+            yield 1, float(losses.sum()), int((logits.argmax(axis=1) == wanted.argmax(axis=1)).sum())
+
+    head = None if settings.mixup or settings.average else quick.of(graph, optimiser, train, *weighed(targets))
+
+    def walk_quickly(at: State, todo: list[Array]) -> Iterator[tuple[int, float, int]]:
+        assert head
+        some = head.at_once(settings.batch)
+        for i in range(0, len(todo), some):
+            batches_now = todo[i : i + some]
+            steps, losses, correct = head.run(batches_now, [rate(at.epoch, at.step + j) for j in range(len(batches_now))])
+            yield steps, sum(float(part.sum()) for part in losses), correct
+
+    return walk_quickly if head else walk
 
 
 def _batches(source: Source, todo: Iterable[Array], epoch: int) -> Iterator[tuple[Array, dict[str, Array]]]:
