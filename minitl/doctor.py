@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from .engine import Values
 from .errors import MinitlError
-from .features import Cache, Frozen, Progress, Row, cache_key, extract, features_of
+from .features import Cache, Progress, Row, cache_key, extract, features_of
 from .files import printable
 from .folders import ALIKE, Item, Listing, bits_apart, difference_hash, groups_alike
 from .images import PhotoError, Recipe, digest, dimensions, photos_ahead, read_bytes, read_photo
@@ -433,7 +434,7 @@ class Expert:
                     break
                 result[at, quarter] = row.values
         progress = self.counter("turned copies")
-        frozen = Frozen(graph) if missing else None
+        frozen = Values(graph, graph.border(), threads=1) if missing else None
 
         def views(at: int) -> list[Array]:
             try:

@@ -1,10 +1,9 @@
 """Runs a folded float graph as fast as the processor can: weights packed once, values in one block of memory, no Python per layer.
 
-    engine = Engine(fold(graph))
-    logits = engine.run(images)["conv_preds"]
+    logits = Values(graph).run(images)[graph.output]
 
-In: a folded Graph (folding.py) and the nodes whose values are wanted. Out: these values for images (N, H, W, C) float32, those of Graph.evaluate
-up to rounding (every sum has another order). A value does not depend on the other images of a batch, nor on the number of threads.
+In: a Graph, which is folded first (folding.py), and the nodes whose values are wanted. Out: these values for images (N, H, W, C), those
+of Graph.evaluate up to rounding (every sum has another order). A value does not depend on the other images of a batch, nor on the number of threads.
 Images of a batch are divided among the threads; of a single large image, each layer is. fast/inference.py does the work.
 
 plan() writes the program: one row of a table per operation, an activation or addition that follows a convolution within it, every value
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import MinitlError
-from .folding import count_readers
+from .folding import count_readers, fold_to
 from .graph import INPUT, Graph, Node
 from .layers import Add, Array, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, MaxPool, ReLU, ReLU6, Reshape
 from .native import LANES, load, plain
@@ -294,17 +293,37 @@ class Plain:
         self.graph, self.wanted = graph, list(wanted) or [graph.output]
 
     def run(self, images: Array) -> dict[str, Array]:
-        """(N, H, W, C) -> {wanted node: (N, ...)}, one image at a time."""
-        found = [self.graph.evaluate(images[i : i + 1], self.wanted) for i in range(len(images))]
-        return {name: np.concatenate([values[name] for values in found]) if found else np.empty((0, *self.graph.shapes[name]), images.dtype) for name in self.wanted}  # fmt: skip
+        """(N, H, W, C) -> {wanted node: (N, ...)}, one image at a time, which takes little memory and no value depends on the others."""
+        computed = [name for name in self.wanted if name != INPUT]
+        values = {name: np.empty((len(images), *self.graph.shapes[name]), images.dtype) for name in computed}
+        for i in range(len(images) if computed else 0):
+            for name, value in self.graph.evaluate(images[i : i + 1], computed).items():
+                values[name][i] = value[0]
+        return {name: values.get(name, images) for name in self.wanted}
 
 
 def make(graph: Graph, wanted: Iterable[str] = (), threads: int | None = None) -> Engine | Plain:
     """The fastest engine that can run this folded graph here."""
     wanted = list(wanted)
-    if not plain():
+    if not plain() and graph.arrays():
         try:
             return Engine(graph, wanted, threads)
         except (Unsupported, MinitlError):
             pass
     return Plain(graph, wanted)
+
+
+class Values:
+    """The wanted values (default: the output) of a graph as a trained network gives them: folded and packed as its weights are now.
+
+    At graph.border() they are what training starts from. Several threads may use it at once.
+    """
+
+    def __init__(self, graph: Graph, wanted: Iterable[str] = (), threads: int | None = None) -> None:
+        folded, self.names = fold_to(graph, list(wanted) or [graph.output])
+        self.engine = make(folded, self.names.values(), threads)
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """(N, H, W, C) -> {wanted node: (N, ...)}."""
+        found = self.engine.run(images)
+        return {name: found[at] for name, at in self.names.items()}

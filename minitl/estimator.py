@@ -24,8 +24,9 @@ import numpy as np
 
 from . import training
 from .augment import Augmentation, source_recipe
+from .engine import Values
 from .errors import MinitlError
-from .features import Extraction, Features, Frozen, extract, features_of, large_array
+from .features import Extraction, Features, extract, features_of, large_array
 from .files import printable
 from .folders import difference_hash, split
 from .graph import INPUT
@@ -174,7 +175,7 @@ class Photos:
         pixels = [name for name, _ in parts] == [INPUT]
         rows = large_array((len(self), sum(math.prod(shape) for _, shape in parts)), np.uint8 if pixels else np.float32, cache)
         digests, looks = [], []
-        frozen = None if pixels else Frozen(model.graph)
+        frozen = None if pixels else Values(model.graph, model.graph.border(), threads=1)
 
         def row_of(photo: Array) -> Array:
             return features_of(frozen, model.recipe, photo) if frozen else photo.reshape(-1)

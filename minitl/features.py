@@ -28,11 +28,10 @@ from typing import ClassVar
 import numpy as np
 import PIL
 
-from .engine import make, plain
+from .engine import Values, plain
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folders import difference_hash
-from .folding import frozen_part
 from .graph import INPUT, Graph
 from .images import PhotoError, Recipe, digest, photos_ahead, read_bytes, read_photo
 from .layers import Array, Shape
@@ -243,7 +242,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     width = sum(int(np.prod(shape)) for _, shape in parts)
     store = Cache(None if pixels else cache, "" if pixels else cache_key(graph, recipe), width)
     rows = large_array((len(paths), width), np.uint8 if pixels else np.float32, cache)
-    frozen = None if pixels else Frozen(graph)
+    frozen = None if pixels else Values(graph, graph.border(), threads=1)
 
     def hashed(path: Path) -> tuple[str, bytes] | PhotoError:
         try:
@@ -300,15 +299,6 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     return result
 
 
-class Frozen:
-    """The frozen part of a graph, for one photo after the other; several threads may use it at once."""
-
-    def __init__(self, graph: Graph) -> None:
-        folded, self.names = frozen_part(graph)
-        self.engine = make(folded, self.names.values(), threads=1)
-
-
-def features_of(frozen: Frozen, recipe: Recipe, photo: Array) -> Array:
+def features_of(frozen: Values, recipe: Recipe, photo: Array) -> Array:
     """(H, W, 3) uint8 -> (F,) float32."""
-    values = frozen.engine.run(recipe.normalise(photo[None]))
-    return np.concatenate([values[at].reshape(-1) for at in frozen.names.values()])
+    return np.concatenate([value.reshape(-1) for value in frozen.run(recipe.normalise(photo[None])).values()])

@@ -6,7 +6,7 @@ While a network is only used, a BatchNorm is a fixed scale and shift per channel
     kernel' = kernel * s        bias' = (bias - mean) * s + beta        s = gamma / sqrt(variance + epsilon)
 
 In: a Graph with parameters. Out: another Graph, nothing shared is changed. Nodes keep their names; those that vanish are replaced by
-what they read. fold() does it to a whole network, frozen_part() to what training does not change. Left out: activations, which stay
+what they read. fold() does it to a whole network, fold_to() to what some values need. Left out: activations, which stay
 nodes of their own until quantize.py turns them into a clamp.
 """
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .graph import INPUT, Graph, Node
-from .layers import Array, BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, Params
+from .layers import BatchNorm, Conv2D, Dense, DepthwiseConv2D, Dropout, Params
 
 Foldable = Conv2D | DepthwiseConv2D | Dense
 
@@ -31,29 +31,19 @@ def fold(graph: Graph) -> Graph:
     return folded
 
 
-class FrozenPart(NamedTuple):
-    """What training does not change, folded. names: {value at the border: the node of `graph` that has this value}."""
+class Folded(NamedTuple):
+    """The nodes that some values need, folded. names: {value: the node of `graph` that has it}."""
 
     graph: Graph
     names: dict[str, str]
 
-    def values(self, images: Array, at_once: int = 4) -> dict[str, Array]:
-        """(N, H, W, C) -> {border: (N, ...)}, a few images at a time: hardly faster with more, and memory for few is enough."""
-        starts = range(0, len(images), at_once)
-        values = {name: np.empty((len(images), *self.graph.shapes[at]), images.dtype) for name, at in self.names.items() if at != INPUT}
-        for chunk in (slice(start, start + at_once) for start in starts if values):
-            found = self.graph.evaluate(images[chunk], self.names.values())
-            for name, array in values.items():
-                array[chunk] = found[self.names[name]]
-        return {name: values.get(name, images) for name in self.names}
 
-
-def frozen_part(graph: Graph) -> FrozenPart:
-    """The frozen prefix of a graph as fast inference: its values at graph.border() equal those of graph.evaluate() up to rounding."""
-    border = graph.border()
-    part = Graph(graph.ancestors(set(border), {INPUT}), graph.input_shape)
+def fold_to(graph: Graph, wanted: Iterable[str]) -> Folded:
+    """What computes the values of these nodes from images, folded; equal up to rounding. At graph.border(): the frozen part."""
+    wanted = list(wanted)
+    part = Graph(graph.ancestors(set(wanted), {INPUT}), graph.input_shape)
     part.params = graph.params
-    return FrozenPart(*_folded(part, border))
+    return Folded(*_folded(part, wanted))
 
 
 def _folded(graph: Graph, wanted: Iterable[str]) -> tuple[Graph, dict[str, str]]:

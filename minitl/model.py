@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 
 from . import weights
 from .architectures import blocks, build, complete, feature_node
+from .engine import Values
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folding import fold
@@ -48,10 +50,6 @@ if TYPE_CHECKING:  # int8 and foreign files import what they need: a prediction 
 CALIBRATION_PHOTOS = 256
 """Photos of the training part, chosen by content; calibration takes about as long as reading them."""
 
-BATCH = 16
-"""Images at once in forward(): few enough that activations stay small."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a model says about one photo: (class name, probability) from the likeliest down; or, where it cannot be read, why not.
@@ -71,6 +69,11 @@ class Model:
     def __init__(self, content: Weights) -> None:
         self._weights = content
         self.graph: Graph = content.graph()
+        self._made: tuple[tuple[Any, ...], Values] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the engine is made anew, since it holds addresses."""
+        return {**self.__dict__, "_made": None}
 
     # ---- what it is
 
@@ -133,12 +136,18 @@ class Model:
         x = np.ascontiguousarray(x, np.float32)
         if x.shape[1:] != self.graph.input_shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, self.graph.input_shape))}), found {x.shape}")
-        starts = range(0, max(len(x), 1), BATCH)
-        found = [self.graph.evaluate(x[i : i + BATCH], nodes) for i in starts]
-        values = [np.concatenate([part[node] for part in found]) for node in nodes]
+        found = self._engine(nodes).run(x)
+        values = [found[node] for node in nodes]
         if not all(np.isfinite(value).all() for value in values):
             raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
         return values
+
+    def _engine(self, nodes: tuple[str, ...]) -> Values:
+        """Computes these nodes with the weights of now: the last one made, unless they have changed since."""
+        now = (nodes, self.graph, [zlib.crc32(np.ascontiguousarray(array)) for array in self.graph.arrays().values()])
+        if self._made is None or self._made[0] != now:
+            self._made = now, Values(self.graph, nodes)
+        return self._made[1]
 
     def logits(self, pixels: Array) -> Array:
         """Prepared photos (N, H, W, 3) uint8 -> what the float network answers (N, classes) float32."""
@@ -319,6 +328,10 @@ class Deployment:
     notes: list[str] = field(default_factory=list)
     model: Model | None = None
     neither: Neither | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the engines, which are made anew, since they hold addresses."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_features")}
 
     @property
     def graph(self) -> IntegerGraph:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from .augment import Augmentation, augmented_batch, source_recipe
+from .engine import Values
 from .errors import MinitlError
 from .features import Progress, large_array
 from .files import printable
-from .folding import frozen_part
 from .graph import Graph
 from .images import PhotoError, Recipe, aspect, digest, photos_ahead, read_bytes, read_photo
 from .layers import Array
@@ -71,7 +71,7 @@ class Views:
     ) -> None:
         self.index = np.arange(len(pictures.pixels)) if index is None else index
         self.pictures, self.recipe, self.augmentation, self.seed = pictures, recipe, augmentation, seed
-        self.frozen = frozen_part(graph)
+        self.frozen = Values(graph, graph.border())
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,4 +84,4 @@ class Views:
         images = self.recipe.normalise(
             augmented_batch(pixels, aspects, size, self.seed, epoch, self.index[indices], self.augmentation, central)
         )
-        return self.frozen.values(images)
+        return self.frozen.run(images)

@@ -8,7 +8,8 @@ from gradients import relative_error
 from small_models import chain
 
 from minitl.architectures import build
-from minitl.folding import frozen_part
+from minitl.engine import Values
+from minitl.folding import fold_to
 from minitl.graph import INPUT, Graph
 from minitl.layers import Add, BatchNorm, Conv2D, Dense, Dropout, GlobalAveragePool, ReLU, ReLU6
 from minitl.model import load
@@ -38,25 +39,29 @@ CUTS = [
 ]
 
 
+def values(graph, x):
+    """What training would start from."""
+    return Values(graph, graph.border()).run(x)
+
+
 @pytest.mark.parametrize(("architecture", "patterns"), CUTS)
 def test_the_folded_frozen_part_has_the_values_of_the_border(architecture, patterns):
     graph, x = mobilenet(architecture, dropout=0.5), photos(5)
     for pattern in patterns:
         graph.freeze(pattern)
     before = {name: array.copy() for name, array in graph.arrays().items()}
-    part, names = frozen_part(graph)
+    part, names = fold_to(graph, graph.border())
     assert list(names) == graph.border() and not any(isinstance(node.layer, (BatchNorm, Dropout)) for node in part.nodes)
     assert {node.name for node in part.nodes} <= set(graph.frozen_prefix())
     exact = graph.astype(np.float64)
     expected, unfolded = exact.evaluate(x.astype(np.float64), graph.border()), graph.evaluate(x, graph.border())
     for name in expected:
         rounding = relative_error(unfolded[name], expected[name])  # random weights carry it far
-        for at_once in (1, 3):
-            error = relative_error(frozen_part(exact).values(x.astype(np.float64), at_once)[name], expected[name])
-            difference = relative_error(frozen_part(graph).values(x, at_once)[name], unfolded[name])
-            print(f"{patterns} {name}: {error:.1e} in float64, {difference:.1e} in float32, where rounding alone makes {rounding:.1e}")
-            assert error < 1e-10 and difference < max(1e-5, 4 * rounding)
-    assert {value.dtype for value in frozen_part(graph).values(x).values()} == {np.dtype(np.float32)}
+        error = relative_error(values(exact, x.astype(np.float64))[name], expected[name])
+        difference = relative_error(values(graph, x)[name], unfolded[name])
+        print(f"{patterns} {name}: {error:.1e} in float64, {difference:.1e} in float32, where rounding alone makes {rounding:.1e}")
+        assert error < 1e-10 and difference < max(1e-5, 4 * rounding)
+    assert {value.dtype for value in values(graph, x).values()} == {np.dtype(np.float32)}
     assert all(np.array_equal(array, before[name]) for name, array in graph.arrays().items())
 
 
@@ -75,15 +80,15 @@ def test_with_real_weights_folding_changes_a_hundred_thousandth(weights, pattern
     model = load(WEIGHTS / weights)
     model = model if model.classes else model.replace_head(["a", "b"])
     graph, x = model.graph.freeze(pattern), model.recipe.normalise(small_models.pixels(4, size=model.recipe.height))
-    found, expected = frozen_part(graph).values(x), graph.evaluate(x, graph.border())
+    found, expected = values(graph, x), graph.evaluate(x, graph.border())
     errors = {name: relative_error(found[name], expected[name]) for name in graph.border()}
     print(weights, {name: f"{error:.1e}" for name, error in errors.items()})
     assert errors and max(errors.values()) < 1e-5
 
 
 def test_one_at_a_time_a_value_does_not_depend_on_the_neighbours():
-    part, x = frozen_part(mobilenet("mobilenet_v1").freeze("..conv_pw_11")), photos(5)
-    (together,), alone = part.values(x, 1).values(), [next(iter(part.values(x[i : i + 1]).values())) for i in range(5)]
+    graph, x = mobilenet("mobilenet_v1").freeze("..conv_pw_11"), photos(5)
+    (together,), alone = values(graph, x).values(), [next(iter(values(graph, x[i : i + 1]).values())) for i in range(5)]
     assert together.tobytes() == np.concatenate(alone).tobytes()
 
 
@@ -127,7 +132,7 @@ def test_no_value_of_the_border_is_folded_away(case):
     for name in frozen:
         graph.freeze("=" + name)
     x = np.random.default_rng(1).standard_normal((4, 6, 5, 3))
-    found, expected = frozen_part(graph).values(x), graph.evaluate(x, border)
+    found, expected = values(graph, x), graph.evaluate(x, border)
     assert list(found) == graph.border() == border
     assert max(relative_error(found[name], expected[name]) for name in border) < 1e-13
     assert found.get(INPUT, x) is x
@@ -135,4 +140,4 @@ def test_no_value_of_the_border_is_folded_away(case):
 
 def test_without_anything_to_train_there_is_no_border_and_no_value():
     graph = Graph(chain(("p", GlobalAveragePool()), ("l", Dense(3)), end=False), (6, 5, 3)).initialise(0).freeze("*")
-    assert frozen_part(graph).values(np.zeros((2, 6, 5, 3), np.float32)) == {}
+    assert graph.border() == []
