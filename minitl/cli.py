@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # commands import what they need, so that a short one is quic
 OUTPUTS = ("model.npz", "model.h", "report.html", "report.png", "report.json")
 CHECKPOINT = "checkpoint.npz"
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m33", "cortex-m4", "cortex-m55", "cortex-m7")
+COMMANDS = ("train", "doctor", "evaluate", "predict", "export", "report", "convert", "info", "vectors", "demo")
 VECTORS = ("inputs.bin", "logits.bin", "names.txt", "neither.bin")
 
 GUIDE = """\
@@ -883,8 +884,8 @@ class Grammar(argparse.ArgumentParser):
         super().error(message + ("; put it before --neither, which takes the word after it for its own folder" if taken else ""))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The grammar of the command line, and the help that teaches it."""
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """The grammar of the command line, and the help that teaches it. only: a command, to leave out all others, which takes 5 ms less."""
     main_parser = Grammar(
         prog="minitl",
         description="Transfer learning from a folder of photos to an int8 model in one C header.",
@@ -894,7 +895,9 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"minitl {__version__}")
     commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], help: str, details: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str, details: str) -> argparse.ArgumentParser | None:
+        if only in COMMANDS and only != name:
+            return None
         one = commands.add_parser(
             name,
             help=help,
@@ -910,118 +913,130 @@ def parser() -> argparse.ArgumentParser:
         names.add_argument("--classes", metavar="A,B,...", help="names of the classes in the network's order, for a .tflite without them")
         names.add_argument("--labels", metavar="FILE", help="the same from a file, a name on each line")
 
-    train = command("train", command_train, "train a classifier on a folder of photos", TRAIN_DETAILS)
-    train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
-    train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
-    train.add_argument("--weights", metavar="NAME|FILE", help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96")
-    depth = train.add_argument_group("how deep")
-    depth.add_argument(
-        "--fine-tune", metavar="N|LAYER|all", help="after the classifier, the last N blocks, or all from LAYER on (default: nothing)"
-    )
-    depth.add_argument("--freeze", metavar="LAYER|all|none|auto", default="all", help=FREEZE_HELP)
-    depth.add_argument(
-        "--gradual", action="store_true", default=None, help="unfreeze block by block from the top, the epochs divided among them"
-    )
-    depth.add_argument("--layer-decay", type=float, metavar="F", help="learning rate of a block, as a share of that of the block above (1)")
-    head = train.add_argument_group("the classifier")
-    head.add_argument("--hidden", type=units, metavar="N[,N]", default=(), help="hidden layers of N units before it (default: none)")
-    head.add_argument("--dropout", type=float, metavar="P", help="share of the features left out in every step (0)")
-    head.add_argument(
-        "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"
-    )
-    head.add_argument("--neither", dest="other", metavar="FOLDER", nargs="?", const="", help=NEITHER_HELP)
-    head.add_argument("--neither-keep", type=float, metavar="SHARE", help="of the validation photos that are not to be neither (0.95)")
-    course = train.add_argument_group("the course of the training; where there are several, of the last")
-    course.add_argument(
-        "--epochs", type=int, metavar="N", help="at most N passes over the photos (classifier 100, more 20, random weights 60)"
-    )
-    course.add_argument("--rate", "--lr", type=float, metavar="R", help=RATE_HELP)
-    course.add_argument("--batch", type=int, metavar="N", help="photos per step (32)")
-    course.add_argument("--seed", type=int, metavar="N", help="same seed, same files (0)")
-    course.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a lower validation loss (20)")
-    course.add_argument("--optimiser", "--optimizer", choices=("sgd", "adamw"), help="sgd: with Nesterov's momentum (default)")
-    course.add_argument("--momentum", type=float, metavar="M", help="of sgd (0.9)")
-    course.add_argument("--decay", type=float, metavar="D", help="weight decay (classifier 0.03, more 0.0001)")
-    course.add_argument(
-        "--warmup", type=float, metavar="E", help="epochs in which the rate rises to R, before it falls along half a cosine"
-    )
-    course.add_argument("--smoothing", type=float, metavar="S", help="label smoothing (0)")
-    course.add_argument("--mixup", type=float, metavar="A", help="mix photos two by two, by a Beta(A, A) share (0: not)")
-    course.add_argument("--average", type=float, metavar="K", help="keep a moving average of the weights, such as 0.99 (0: none)")
-    course.add_argument("--balance", action="store_true", default=None, help="photos of rare classes count more")
-    course.add_argument("--augment", metavar="LIST", help=AUGMENT_HELP)
-    course.add_argument("--max-int8-drop", type=float, metavar="POINTS", help=INT8_HELP)
-    course.add_argument("--resume", action="store_true", default=None, help=f"go on with OUT/{CHECKPOINT} of a run that was stopped")
-    train.add_argument("--val", metavar="FRACTION|FOLDER", help="photos to validate on: a share of each class (default 0.2), or a folder")
-    train.add_argument("--name", help="first part of all C names (default: model)")
-    train.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
-    train.add_argument("--no-cache", action="store_true", help="keep no features on disk")
-    train.add_argument("--json", action="store_true", help="print the report as JSON")
+    if train := command("train", command_train, "train a classifier on a folder of photos", TRAIN_DETAILS):
+        train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
+        train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
+        train.add_argument(
+            "--weights", metavar="NAME|FILE", help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96"
+        )
+        depth = train.add_argument_group("how deep")
+        depth.add_argument(
+            "--fine-tune", metavar="N|LAYER|all", help="after the classifier, the last N blocks, or all from LAYER on (default: nothing)"
+        )
+        depth.add_argument("--freeze", metavar="LAYER|all|none|auto", default="all", help=FREEZE_HELP)
+        depth.add_argument(
+            "--gradual", action="store_true", default=None, help="unfreeze block by block from the top, the epochs divided among them"
+        )
+        depth.add_argument(
+            "--layer-decay", type=float, metavar="F", help="learning rate of a block, as a share of that of the block above (1)"
+        )
+        head = train.add_argument_group("the classifier")
+        head.add_argument("--hidden", type=units, metavar="N[,N]", default=(), help="hidden layers of N units before it (default: none)")
+        head.add_argument("--dropout", type=float, metavar="P", help="share of the features left out in every step (0)")
+        head.add_argument(
+            "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"
+        )
+        head.add_argument("--neither", dest="other", metavar="FOLDER", nargs="?", const="", help=NEITHER_HELP)
+        head.add_argument("--neither-keep", type=float, metavar="SHARE", help="of the validation photos that are not to be neither (0.95)")
+        course = train.add_argument_group("the course of the training; where there are several, of the last")
+        course.add_argument(
+            "--epochs", type=int, metavar="N", help="at most N passes over the photos (classifier 100, more 20, random weights 60)"
+        )
+        course.add_argument("--rate", "--lr", type=float, metavar="R", help=RATE_HELP)
+        course.add_argument("--batch", type=int, metavar="N", help="photos per step (32)")
+        course.add_argument("--seed", type=int, metavar="N", help="same seed, same files (0)")
+        course.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a lower validation loss (20)")
+        course.add_argument("--optimiser", "--optimizer", choices=("sgd", "adamw"), help="sgd: with Nesterov's momentum (default)")
+        course.add_argument("--momentum", type=float, metavar="M", help="of sgd (0.9)")
+        course.add_argument("--decay", type=float, metavar="D", help="weight decay (classifier 0.03, more 0.0001)")
+        course.add_argument(
+            "--warmup", type=float, metavar="E", help="epochs in which the rate rises to R, before it falls along half a cosine"
+        )
+        course.add_argument("--smoothing", type=float, metavar="S", help="label smoothing (0)")
+        course.add_argument("--mixup", type=float, metavar="A", help="mix photos two by two, by a Beta(A, A) share (0: not)")
+        course.add_argument("--average", type=float, metavar="K", help="keep a moving average of the weights, such as 0.99 (0: none)")
+        course.add_argument("--balance", action="store_true", default=None, help="photos of rare classes count more")
+        course.add_argument("--augment", metavar="LIST", help=AUGMENT_HELP)
+        course.add_argument("--max-int8-drop", type=float, metavar="POINTS", help=INT8_HELP)
+        course.add_argument("--resume", action="store_true", default=None, help=f"go on with OUT/{CHECKPOINT} of a run that was stopped")
+        train.add_argument(
+            "--val", metavar="FRACTION|FOLDER", help="photos to validate on: a share of each class (default 0.2), or a folder"
+        )
+        train.add_argument("--name", help="first part of all C names (default: model)")
+        train.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
+        train.add_argument("--no-cache", action="store_true", help="keep no features on disk")
+        train.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    one = command("doctor", command_doctor, "say what is wrong with a folder of photos, and what it costs", DOCTOR_DETAILS)
-    one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; nothing in it is changed")
-    one.add_argument("--weights", metavar="NAME|FILE", help="a pretrained network: finds wrong labels, turned and foreign photos")
-    one.add_argument("--val", metavar="FRACTION|FOLDER", help="as for train")
-    one.add_argument("--all", action="store_true", help="name every file, not three of each kind")
-    one.add_argument("--json", action="store_true", help="all findings with all names, as data")
-    one.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
-    one.add_argument("--no-cache", action="store_true", help="keep no features on disk")
+    if one := command("doctor", command_doctor, "say what is wrong with a folder of photos, and what it costs", DOCTOR_DETAILS):
+        one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; nothing in it is changed")
+        one.add_argument("--weights", metavar="NAME|FILE", help="a pretrained network: finds wrong labels, turned and foreign photos")
+        one.add_argument("--val", metavar="FRACTION|FOLDER", help="as for train")
+        one.add_argument("--all", action="store_true", help="name every file, not three of each kind")
+        one.add_argument("--json", action="store_true", help="all findings with all names, as data")
+        one.add_argument("--cache", metavar="FOLDER", help="where features are kept between runs (default: the platform's cache folder)")
+        one.add_argument("--no-cache", action="store_true", help="keep no features on disk")
 
-    one = command("evaluate", command_evaluate, "measure a model on labelled photos", EVALUATE_DETAILS)
-    one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
-    one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
-    one.add_argument("--int8", action="store_true", help="measure the int8 network, exactly as the C header computes")
-    one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped, neither")
-    naming(one)
+    if one := command("evaluate", command_evaluate, "measure a model on labelled photos", EVALUATE_DETAILS):
+        one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
+        one.add_argument("photos", metavar="PHOTOS", help="arranged as for train; where there is a val folder, only that is used")
+        one.add_argument("--int8", action="store_true", help="measure the int8 network, exactly as the C header computes")
+        one.add_argument("--json", action="store_true", help="accuracy, count, classes, confusion (rows: truth), skipped, neither")
+        naming(one)
 
-    one = command("predict", command_predict, "say what is on photos", PREDICT_DETAILS)
-    one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
-    one.add_argument("images", metavar="IMAGE|FOLDER", nargs="+")
-    one.add_argument("--int8", action="store_true", help="ask the int8 network")
-    one.add_argument("--top", type=positive, metavar="K", default=3, help="how many answers (default 3)")
-    one.add_argument("--json", action="store_true")
-    naming(one)
+    if one := command("predict", command_predict, "say what is on photos", PREDICT_DETAILS):
+        one.add_argument("model", metavar="MODEL", help="a trained .npz; with --int8 also a quantised .tflite")
+        one.add_argument("images", metavar="IMAGE|FOLDER", nargs="+")
+        one.add_argument("--int8", action="store_true", help="ask the int8 network")
+        one.add_argument("--top", type=positive, metavar="K", default=3, help="how many answers (default 3)")
+        one.add_argument("--json", action="store_true")
+        naming(one)
 
-    one = command("export", command_export, "write a model as C: a header, an Arduino library, a project with a Makefile", EXPORT_DETAILS)
-    one.add_argument("model", metavar="MODEL", help="a trained .npz, or a .tflite that is int8 or uint8 throughout")
-    one.add_argument("-o", "--output", metavar="model.h", help="the header")
-    one.add_argument("--arduino", metavar="FOLDER", help="an Arduino library with an example, for the IDE's folder `libraries`")
-    one.add_argument("--project", metavar="FOLDER", help="a C project: `make` for this computer, `make arm` for Cortex-M")
-    one.add_argument("--name", help="first part of all C names (default: from -o, else from --arduino, else from --project)")
-    one.add_argument("--blob", action="store_true", help="weights as NAME_weights.bin and NAME_weights.S beside the header")
-    one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
-    naming(one)
+    if one := command(
+        "export", command_export, "write a model as C: a header, an Arduino library, a project with a Makefile", EXPORT_DETAILS
+    ):
+        one.add_argument("model", metavar="MODEL", help="a trained .npz, or a .tflite that is int8 or uint8 throughout")
+        one.add_argument("-o", "--output", metavar="model.h", help="the header")
+        one.add_argument("--arduino", metavar="FOLDER", help="an Arduino library with an example, for the IDE's folder `libraries`")
+        one.add_argument("--project", metavar="FOLDER", help="a C project: `make` for this computer, `make arm` for Cortex-M")
+        one.add_argument("--name", help="first part of all C names (default: from -o, else from --arduino, else from --project)")
+        one.add_argument("--blob", action="store_true", help="weights as NAME_weights.bin and NAME_weights.S beside the header")
+        one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
+        naming(one)
 
-    one = command("report", command_report, "show what the int8 network costs, layer by layer", REPORT_DETAILS)
-    one.add_argument("model", metavar="MODEL", help="as for export")
-    one.add_argument("photos", metavar="PHOTOS", nargs="?", help="any photos: adds how far int8 is from float after every layer")
-    one.add_argument("-o", "--output", metavar="report.png", help="the same as a page, with a drawing of the memory")
-    one.add_argument("--core", choices=CORES, default="cortex-m4", help="where instructions are counted (default cortex-m4)")
-    one.add_argument("--no-qemu", action="store_true", help="do not count instructions")
-    one.add_argument("--count", type=positive, metavar="N", default=32, help="at most so many photos (default 32)")
-    one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
-    one.add_argument("--json", action="store_true", help="all of it as data")
-    naming(one)
+    if one := command("report", command_report, "show what the int8 network costs, layer by layer", REPORT_DETAILS):
+        one.add_argument("model", metavar="MODEL", help="as for export")
+        one.add_argument("photos", metavar="PHOTOS", nargs="?", help="any photos: adds how far int8 is from float after every layer")
+        one.add_argument("-o", "--output", metavar="report.png", help="the same as a page, with a drawing of the memory")
+        one.add_argument("--core", choices=CORES, default="cortex-m4", help="where instructions are counted (default cortex-m4)")
+        one.add_argument("--no-qemu", action="store_true", help="do not count instructions")
+        one.add_argument("--count", type=positive, metavar="N", default=32, help="at most so many photos (default 32)")
+        one.add_argument("--keep-constant", action="store_true", help=KEEP_HELP)
+        one.add_argument("--json", action="store_true", help="all of it as data")
+        naming(one)
 
-    one = command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS)
-    one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
-    one.add_argument("-o", "--output", metavar="weights.npz", required=True)
-    one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
-    one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
+    if one := command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS):
+        one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
+        one.add_argument("-o", "--output", metavar="weights.npz", required=True)
+        one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
+        one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
 
-    one = command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS)
-    one.add_argument("file", metavar="FILE")
-    one.add_argument("--json", action="store_true")
+    if one := command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS):
+        one.add_argument("file", metavar="FILE")
+        one.add_argument("--json", action="store_true")
 
-    one = command("vectors", command_vectors, "write inputs and exact answers, to test your own firmware with", VECTORS_DETAILS)
-    one.add_argument("model", metavar="MODEL", help="as for export")
-    one.add_argument("photos", metavar="PHOTOS")
-    one.add_argument("-o", "--output", metavar="DIR", required=True)
-    naming(one)
+    if one := command("vectors", command_vectors, "write inputs and exact answers, to test your own firmware with", VECTORS_DETAILS):
+        one.add_argument("model", metavar="MODEL", help="as for export")
+        one.add_argument("photos", metavar="PHOTOS")
+        one.add_argument("-o", "--output", metavar="DIR", required=True)
+        naming(one)
 
-    one = command("demo", command_demo, "show the whole path on drawn pictures, from random weights to a checked C header", DEMO_DETAILS)
-    one.add_argument("-o", "--output", metavar="OUT", default="minitl-demo", help="folder for pictures and results (default: minitl-demo)")
-    one.add_argument("--seed", type=int, metavar="N", default=0)
+    if one := command(
+        "demo", command_demo, "show the whole path on drawn pictures, from random weights to a checked C header", DEMO_DETAILS
+    ):
+        one.add_argument(
+            "-o", "--output", metavar="OUT", default="minitl-demo", help="folder for pictures and results (default: minitl-demo)"
+        )
+        one.add_argument("--seed", type=int, metavar="N", default=0)
     return main_parser
 
 
@@ -1114,7 +1129,8 @@ def drop_output() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser(*words[:1]).parse_args(words)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -117,6 +117,8 @@ def test_the_number_of_blas_threads_that_somebody_asked_for_is_left_alone():
 
 def test_what_the_command_line_offers_without_importing_it_exists():
     assert list(cli.CORES) == sorted(qemu.CORES)
+    assert all(f"\n    {name} " in cli.parser().format_help() for name in cli.COMMANDS)
+    assert all(cli.parser(name).format_usage() == cli.parser().format_usage() for name in cli.COMMANDS)
     assert "{" + ",".join(training.OPTIMISERS) + "}" in python(RUN, "train", "--help", COLUMNS="200")[1]
 
 
