@@ -306,18 +306,28 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean.astype(x.dtype), (variance / len(rows)).astype(x.dtype)
 
 
-def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
+def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, high: float | None = None) -> Array:
     """(..., C) -> (..., C)."""
     scale = gamma / np.sqrt(variance + x.dtype.type(epsilon))
     y = np.empty(x.shape, x.dtype)
     _normalise(x.reshape(-1, x.shape[-1]), mean, scale, beta, y.reshape(-1, x.shape[-1]))
-    return y
+    return y if high is None else _clamped(y, high)
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, mean: Array, variance: Array, gamma: Array, epsilon: float, from_batch: Array
+    dy: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    from_batch: Array,
+    high: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """-> dx (..., C), dgamma (C,), dbeta (C,): two sums over the batch, then dx is affine in dy and x."""
+    if high is not None:
+        dy = _clamped_dx(dy, batch_norm(x, mean, variance, gamma, beta, epsilon), high)
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1])
     inverse = 1 / np.sqrt(variance + x.dtype.type(epsilon))
     dbeta = channel_sum(dy)

@@ -1,8 +1,8 @@
 """The layers: hyperparameters, shapes, and how forward and backward are put together from kernels.
 
 A layer holds hyperparameters only. Its numbers live in the graph and come in as `params` ({'kernel': ..., 'bias': ...}); what backward
-needs goes out as `cache` and comes back in; nothing is hidden on the object. `ops` is the module of kernels: kernels.py (fast) or
-reference.py (plain). In every parameter the last axis is the output channel, which is what a per-channel freeze mask selects.
+needs goes out as `cache` and comes back in; nothing is hidden on the object. `ops` is the module of kernels:
+kernels.py (compiled) or kernels_fast.py (vector instructions). In every parameter the last axis is the output channel, which is what a per-channel freeze mask selects.
 
 forward(ops, params, xs, training, rng) -> (y, cache)      xs: list of inputs; training: False, True or (C,) bool: which channels train
 backward(ops, params, dy, cache, need_dx) -> (dxs, grads)  dxs: one gradient per input, or [] where need_dx is False; grads: as params,
@@ -216,11 +216,13 @@ class BatchNorm(Layer):
     """Normalise each channel, then scale by gamma and shift by beta (arXiv:1502.03167).
 
     Statistics come from the batch only for channels that are being trained; a frozen channel always runs on the stored ones, whatever
-    the mode. momentum is Keras': new = momentum * old + (1 - momentum) * batch.
+    the mode. momentum is Keras': new = momentum * old + (1 - momentum) * batch. high: clamp to 0..high as the ReLU after it would have
+    done, see Graph.steps.
     """
 
     epsilon: float = 1e-3
     momentum: float = 0.99
+    high: float | None = None
     trainable: ClassVar[tuple[str, ...]] = ("gamma", "beta")
 
     def param_shapes(self, *shapes: Shape) -> dict[str, Shape]:
@@ -235,16 +237,18 @@ class BatchNorm(Layer):
         if from_batch.any():
             batch_mean, batch_variance = ops.moments(x)
             mean, variance = np.where(from_batch, batch_mean, mean), np.where(from_batch, batch_variance, variance)
-        y = ops.batch_norm(x, mean, variance, params["gamma"], params["beta"], self.epsilon)
+        y = ops.batch_norm(x, mean, variance, params["gamma"], params["beta"], self.epsilon, self.high)
         return y, (x if from_batch.any() else None, mean, variance, from_batch)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:
         """The kernel computes everything in two passes, so dx comes in any case. All frozen, it is a fixed scale and needs no x."""
         x, mean, variance, from_batch = cache
         if x is None:
+            assert self.high is None, "a frozen BatchNorm and its ReLU are two steps"
             zero = np.zeros_like(mean)
             return [ops.batch_norm(dy, zero, variance, params["gamma"], zero, self.epsilon)] if need_dx else [], {}
-        dx, dgamma, dbeta = ops.batch_norm_backward(dy, x, mean, variance, params["gamma"], self.epsilon, from_batch)
+        gamma, beta = params["gamma"], params["beta"]
+        dx, dgamma, dbeta = ops.batch_norm_backward(dy, x, mean, variance, gamma, beta, self.epsilon, from_batch, self.high)
         return [dx] if need_dx else [], {"gamma": dgamma, "beta": dbeta}
 
     def updated_statistics(self, params: Params, cache: Any) -> Params:
@@ -279,6 +283,8 @@ class Dropout(Layer):
 class ReLU(Layer):
     """max(x, 0)."""
 
+    high: ClassVar[float] = np.inf
+
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Keeps its output, which the next layer keeps anyway if it trains: where that is zero, no gradient passes."""
         y = ops.relu(xs[0])
@@ -291,6 +297,8 @@ class ReLU(Layer):
 
 class ReLU6(Layer):
     """min(max(x, 0), 6)."""
+
+    high: ClassVar[float] = 6.0
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Keeps its output."""

@@ -136,19 +136,31 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean.astype(x.dtype), ((x - mean) ** 2).mean(axis=axes).astype(x.dtype)
 
 
-def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float) -> Array:
-    """(..., C) -> (..., C): gamma * (x - mean) / sqrt(variance + epsilon) + beta."""
-    return (x - mean) * (gamma / np.sqrt(variance + x.dtype.type(epsilon))) + beta
+def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, high: float | None = None) -> Array:
+    """(..., C) -> (..., C): gamma * (x - mean) / sqrt(variance + epsilon) + beta; clamped to 0..high, where high is not None."""
+    y = (x - mean) * (gamma / np.sqrt(variance + x.dtype.type(epsilon))) + beta
+    return y if high is None else np.clip(y, 0, x.dtype.type(high))
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, mean: Array, variance: Array, gamma: Array, epsilon: float, from_batch: Array
+    dy: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    from_batch: Array,
+    high: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """-> dx (..., C), dgamma (C,), dbeta (C,).
 
     from_batch (C,) bool: channels whose mean and variance were computed from this x, and so carry gradient themselves; the others
-    ran on stored statistics, which are constants.
+    ran on stored statistics, which are constants. Where the clamp has changed the output, no gradient passes.
     """
+    if high is not None:
+        y = batch_norm(x, mean, variance, gamma, beta, epsilon)
+        dy = np.where((y > 0) & (y < high), dy, dy.dtype.type(0))
     inverse = 1 / np.sqrt(variance + x.dtype.type(epsilon))
     normalised = (x - mean) * inverse
     dbeta = channel_sum(dy)

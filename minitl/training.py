@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import kernels, quick
+from . import kernels, kernels_fast, quick
 from .errors import MinitlError
 from .graph import Graph
 from .images import photos_ahead
@@ -145,7 +145,7 @@ def train_step(
     optimiser: Optimiser,
     rate: float,
     rng: Any,
-    ops: ModuleType = kernels,
+    ops: ModuleType = kernels_fast,
     weights: Array | None = None,
 ) -> tuple[Array, Array]:
     """Forward, backward, update: one step on one batch. weights: (N,) what each photo counts, 1 where None.

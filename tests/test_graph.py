@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gradients import finite_differences, relative_error
 
-from minitl import kernels, reference
+from minitl import kernels, kernels_fast, reference
 from minitl.architectures import build
 from minitl.errors import MinitlError
 from minitl.graph import INPUT, Graph, Node
@@ -27,7 +27,7 @@ from minitl.layers import (
     Reshape,
 )
 
-both = pytest.mark.parametrize("ops", [reference, kernels], ids=["reference", "kernels"])
+all_twins = pytest.mark.parametrize("ops", [reference, kernels, kernels_fast], ids=["reference", "kernels", "kernels_fast"])
 
 
 def chain(*layers, end=True):
@@ -99,7 +99,7 @@ def images(shape=(5, 4, 2), batch=3, dtype=np.float64, seed=2):
     return np.random.default_rng(seed).standard_normal((batch, *shape)).astype(dtype)
 
 
-def loss_and_gradients(graph, feeds, ops=kernels, seed=5):
+def loss_and_gradients(graph, feeds, ops=kernels_fast, seed=5):
     targets = np.random.default_rng(3).dirichlet(np.ones(graph.shapes[graph.output][0]), 3)
     logits, tape = graph.forward(feeds, np.random.default_rng(seed), ops)
     losses, dlogits = ops.softmax_cross_entropy(logits, targets.astype(logits.dtype))
@@ -118,7 +118,7 @@ def has_statistics(network):
     return any(isinstance(node.layer, BatchNorm) for node in NETWORKS[network])
 
 
-@both
+@all_twins
 @pytest.mark.parametrize(
     ("network", "mask"), [(n, m) for n in NETWORKS for m in MASKS if has_statistics(n) or m in ("all train", "lowest frozen")]
 )
@@ -203,9 +203,10 @@ def frozen_network(architecture, label):
 @frozen_networks
 def test_backward_visits_exactly_the_nodes_that_need_a_gradient_each_once(monkeypatch, architecture, label):
     graph, visits, with_dx = frozen_network(architecture, label), [], []
-    name_of = {id(node.layer): node.name for node in graph.nodes}
-    assert len(name_of) == len(graph.nodes)
-    for layer in {type(node.layer) for node in graph.nodes}:
+    steps = graph.steps()
+    name_of = {id(node.layer): node.name for node in steps}
+    assert len(name_of) == len(steps)
+    for layer in {type(node.layer) for node in steps}:
 
         def counted(self, ops, params, dy, cache, need_dx, original=layer.backward):
             visits.append(name_of[id(self)])
@@ -214,12 +215,17 @@ def test_backward_visits_exactly_the_nodes_that_need_a_gradient_each_once(monkey
 
         monkeypatch.setattr(layer, "backward", counted)
     expected = needing_by_search(graph)
+    assert expected == graph.needs_gradient()
+    joined = {node.name for node in graph.nodes} - {node.name for node in steps}
+    assert all(isinstance(graph[name].layer, ReLU6) and graph.in_training(graph[name].inputs[0]) is True for name in joined)
+    assert bool(joined) == any(isinstance(graph[node].layer, BatchNorm) for node, _, _ in graph.trainable())
+    expected -= joined
     y, tape = graph.forward(images((32, 32, 3), 2, np.float32))
-    assert set(tape) == expected == graph.needs_gradient(), "nodes below keep no cache"
+    assert set(tape) == expected, "nodes below keep no cache"
     grads = graph.backward(np.ones_like(y), tape)
-    print(f"{architecture}, frozen {label}: {len(visits)} visits of {len(graph.nodes)} nodes")
-    assert visits == [node.name for node in reversed(graph.nodes) if node.name in expected]
-    assert set(with_dx) == {node.name for node in graph.nodes if expected & set(node.inputs)}
+    print(f"{architecture}, frozen {label}: {len(visits)} visits of {len(steps)} steps")
+    assert visits == [node.name for node in reversed(steps) if node.name in expected]
+    assert set(with_dx) == {node.name for node in steps if expected & set(node.inputs)}
     assert grads.keys() == {node for node, _, _ in graph.trainable()}, "no gradient is computed for nobody"
     assert not tape, "caches are let go on the way"
 
@@ -240,13 +246,14 @@ def test_what_is_frozen_costs_no_memory():
         if pattern:
             graph.freeze(pattern)
         graph.forward(x)  # compile first
+        kernels_fast.let_go()  # memory that is used again would not be counted
         tracemalloc.start()
         tapes.append(kept_bytes(graph.forward(x)[1]))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     print("tape", tapes, "peak of forward", peaks)
     assert tapes[1] < tapes[0] / 4 and tapes[2] < tapes[0] / 500
-    assert peaks[1] < peaks[0] / 2 and peaks[2] <= peaks[1]
+    assert peaks[1] < peaks[0] * 0.6 and peaks[2] <= peaks[1]
 
 
 def test_frozen_layers_above_trained_ones_keep_only_what_their_activations_need():
@@ -368,7 +375,7 @@ def test_feeding_a_value_that_training_changes_is_a_mistake_of_ours():
 # ---- frozen BatchNorm
 
 
-@both
+@all_twins
 def test_a_frozen_network_runs_in_training_as_it_evaluates_bit_for_bit(ops):
     graph, x = mobilenet("mobilenet_v2", dropout=0.5).freeze("*").unfreeze("predictions"), images((32, 32, 3), 2, np.float32)
     assert np.array_equal(graph.forward(x, None, ops)[0], graph.evaluate(x, ops=ops)["predictions"])
@@ -573,3 +580,37 @@ def test_a_copy_in_another_type_shares_nothing():
 def test_a_list_of_nodes_that_makes_no_network_is_refused_naming_the_node(nodes, words):
     with pytest.raises(MinitlError, match=words):
         Graph(nodes, (5, 4, 2))
+
+
+@all_twins
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_a_batchnorm_and_its_relu_in_one_step_train_as_in_two(ops, activation, monkeypatch):
+    graph = mobilenet("mobilenet_v2", activation=activation).astype(np.float64)
+    x = images((32, 32, 3), 4, np.float64)
+    values = []
+    for steps in (Graph.steps, lambda graph: graph.nodes):
+        monkeypatch.setattr(Graph, "steps", steps)
+        y, tape = graph.forward(x, None, ops)
+        values.append((y, graph.backward(y, tape, ops)))
+    (y, grads), (y2, grads2) = values
+    worst = max(relative_error(grads[node][name], grads2[node][name]) for node in grads2 for name in grads2[node])
+    print(f"output {relative_error(y, y2):.1e}, gradients {worst:.1e}")
+    assert grads.keys() == grads2.keys() and relative_error(y, y2) < 1e-12 and worst < 1e-9
+
+
+def test_only_a_relu_that_alone_reads_a_batchnorm_in_training_is_one_step_with_it():
+    nodes = [
+        Node("a", BatchNorm(), (INPUT,)), Node("a_relu", ReLU(), ("a",)),
+        Node("b", BatchNorm(), ("a_relu",)), Node("b_relu", ReLU(), ("b",)), Node("two", Add(), ("b", "b_relu")),
+        Node("c", BatchNorm(), ("two",)), Node("c_relu", ReLU6(), ("c",)),
+        Node("d", BatchNorm(), ("c_relu",)), Node("d_relu", ReLU6(), ("d",)),
+    ]  # fmt: skip
+    graph = Graph(nodes, (4, 4, 8)).initialise(0).freeze("=c")
+    names = {node.name: (node.inputs, getattr(node.layer, "high", None)) for node in graph.steps()}
+    assert "a_relu" not in names and names["a"] == ((INPUT,), np.inf) and names["b"] == (("a",), None)
+    assert names["c"] == (("two",), None) and names["d_relu"][0] == ("d",), "frozen, and the output"
+    graph.unfreeze("=c")
+    assert "c_relu" not in {node.name for node in graph.steps()}, "the mask is asked anew"
+    x = images((4, 4, 8), 2, np.float32)
+    y, tape = graph.forward(x)
+    assert graph.backward(y, tape).keys() == {"a", "b", "c", "d"}

@@ -43,6 +43,8 @@ CASES = [
     (BatchNorm(), [(3, 2, 3)], False),
     (BatchNorm(), [(3, 2, 3)], MASK),
     (BatchNorm(1e-5), [(3,)], True),
+    (BatchNorm(high=6.0), [(3, 2, 3)], True),
+    (BatchNorm(high=np.inf), [(3, 2, 3)], MASK),
     (ReLU(), [(4, 3, 2)], True),
     (ReLU6(), [(4, 3, 2)], True),
     (GlobalAveragePool(), [(4, 3, 2)], True),
@@ -116,11 +118,11 @@ def test_without_need_dx_the_parameters_get_the_same_gradients_and_the_inputs_no
     assert all(np.array_equal(without[name], with_dx[name]) for name in with_dx)
 
 
-FROZEN_CASES = [(layer, shapes) for layer, shapes, training in CASES if layer.trainable and training is True]
+ALONE = [(layer, shapes) for layer, shapes, training in CASES if layer.trainable and training is True and not getattr(layer, "high", None)]
 
 
 @both
-@pytest.mark.parametrize(("layer", "shapes"), FROZEN_CASES, ids=[type(layer).__name__ for layer, _ in FROZEN_CASES])
+@pytest.mark.parametrize(("layer", "shapes"), ALONE, ids=[type(layer).__name__ for layer, _ in ALONE])
 def test_a_frozen_layer_keeps_no_input_gets_no_gradient_and_passes_the_one_of_its_input_on(ops, layer, shapes):
     xs, params = distinct_inputs(shapes), parameters(layer, shapes)
     y, frozen = layer.forward(ops, params, xs, False, None)

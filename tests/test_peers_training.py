@@ -16,7 +16,7 @@ from conftest import DATA, WEIGHTS, needs_shared
 from gradients import relative_error
 from peers import pytorch
 
-from minitl import folders, kernels, load, optimisers, reference
+from minitl import folders, kernels, kernels_fast, load, optimisers, reference
 from minitl.architectures import build
 from minitl.graph import INPUT
 from minitl.images import read_photos
@@ -34,7 +34,7 @@ def optimisers_of(name, torch, graph, twin, rate):
     return optimisers.AdamW(graph, 1e-2), torch.optim.AdamW(twin.groups(1e-2), rate)
 
 
-def run(graph, images, labels, batch, rate, ops=kernels, optimiser="SGD", steps=STEPS):
+def run(graph, images, labels, batch, rate, ops=kernels_fast, optimiser="SGD", steps=STEPS):
     """Both sides over the same batches -> their arrays at the end, losses (steps, 2): ours, theirs. Ours are in the graph."""
     torch = pytorch()
     from twins import Twin, to_torch, torch_step
