@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from machine import description
+from machine import description, taken
 from tables import write
 
 TABLES = ("inference", "training", "start", "growth")
@@ -31,12 +31,13 @@ def main(arguments=None):
     if unknown := set(chosen) - set(TABLES):
         parser.error(f"--only takes {', '.join(TABLES)}, found {', '.join(sorted(unknown))}")
     about, tables = description(), []
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.3 * (os.cpu_count() or 1):
-        about += ". Others were busy on this machine when it began, so the figures say little"
     print(about, flush=True)
     for name in chosen:
-        started = time.monotonic()
+        started, busy = time.monotonic(), taken()
         tables.append(importlib.import_module(name).report(options.quick, options.threads))
+        busy = max(busy, taken())
+        if busy > 0.1:
+            tables[-1].remark(f"OTHERS HAD {100 * busy:.0f} % OF THE PROCESSORS when this began or ended: these figures say little.")
         print(tables[-1].text(), f"\n({time.monotonic() - started:.0f} s)", flush=True)
         write(tables, about, options.o)
     print(f"written: {options.o.with_suffix('.txt')}, {options.o.with_suffix('.png')}")

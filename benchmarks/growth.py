@@ -32,7 +32,7 @@ def report(quick, threads):
         ("", "inference, ms", "memory", "ONNX Runtime, ms", "memory", "training, ms", "memory", "PyTorch, ms", "memory"),
     )
     for axis, points in AXES.items():
-        table.rows.append((axis,))
+        table.heading(axis)
         curves = []
         for name, x, batch in points[:2] if quick else points:
             found = _point(name.format(x), batch, max(threads), quick, table)
@@ -55,7 +55,7 @@ def _chart(title, across, values):
 def _point(name, batch, threads, quick, table):
     """(ms for one image, MiB) of our inference, ONNX Runtime's, our training and PyTorch's; nan for who is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        files = inference.files_of(network(name), Path(folder), Table("", "", ()))
+        files = inference.files_of(network(name), Path(folder), table)
         arguments = {"name": name, "batch": batch, "threads": threads, "file": files.get("onnx")}
         contenders = [Contender("inference", "contenders:inference_of_ours", arguments, threads, ours=True)]
         if "onnx" in files:
@@ -65,8 +65,8 @@ def _point(name, batch, threads, quick, table):
         contenders.append(Contender(PYTORCH, "contenders:step_of_pytorch", arguments, threads))
         with Turns(contenders) as turns:
             medians, memory = turns.medians(2 if quick else 5, 0.02 if quick else 0.1), turns.memory()
-            missing = " ".join(f"Without {who}: {why}." for who, why in turns.missing.items())
-            table.note += "" if missing in table.note else f" {missing}"
+        for who, why in turns.missing.items():
+            table.remark(f"Without {who}: {why}.")
     nan = float("nan")
     return [
         (1000 * medians[who] / batch, memory[who].growth if who in ("inference", ONNX) else memory[who].step)
@@ -81,9 +81,9 @@ def _photos(table, counts):
     from minitl import demo_pictures
 
     if not start.BACKBONE.is_file():
-        table.rows.append((f"photos: no {start.BACKBONE.name}, which README says where to get",))
+        table.remark(f"Without photos: no {start.BACKBONE.name}, which README says where to get.")
         return
-    table.rows.append(("photos (256x256) -> classifier on MobileNetV1 0.25 at 128x128; whole programs: seconds",))
+    table.heading("photos (256x256) -> classifier on MobileNetV1 0.25 at 128x128; whole programs: seconds")
     seconds, memory = {OURS: [], PYTORCH: []}, {OURS: [], PYTORCH: []}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

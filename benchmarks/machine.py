@@ -1,6 +1,6 @@
 """What this machine is and what it can do at most: multiply-adds and bytes read a second, measured with loops written in LLVM.
 
-Out: a sentence about the machine, and two contenders for turns.py that do a known amount of work. Left out: int8 arithmetic; shares of the
+Out: a sentence about the machine, two contenders for turns.py that do a known amount of work, and how busy others are. Left out: int8 arithmetic; shares of the
 limit are always of float32.
 """
 
@@ -8,6 +8,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,3 +128,15 @@ def reading(threads):
     memory = np.ones(BYTES // 4, np.float32)
     share = BYTES // threads
     return _on_threads(lambda k: (keep, read(memory.ctypes.data + k * share, share // (4 * LANES * ACCUMULATORS))), threads)
+
+
+def taken(seconds=0.3):
+    """Share of the processors that somebody else has at this moment, 0 to 1."""
+    from minitl.native import LANES
+
+    multiply_add, _, keep = _loops(LANES)
+    step = _on_threads(lambda _: (keep, multiply_add(LOOPS)), os.cpu_count() or 1)
+    started, worked = time.perf_counter(), time.process_time()
+    while time.perf_counter() < started + seconds:
+        step()
+    return max(0.0, 1 - (time.process_time() - worked) / (time.perf_counter() - started) / (os.cpu_count() or 1))

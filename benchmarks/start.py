@@ -72,7 +72,6 @@ def _predictions(table, folder, rounds):
         PREDICT: ([*MINITL, "predict", str(folder / "model.npz"), str(photo)], {}),
         "minitl in Python": script("predict_minitl", folder / "model.npz", photo),
     }
-    missing = []
     for name, package, made_by, format in (
         ("ONNX Runtime", "onnxruntime", "onnx", "onnx"),
         ("LiteRT", "ai_edge_litert", "flatbuffers", "tflite"),
@@ -81,7 +80,7 @@ def _predictions(table, folder, rounds):
             (folder / f"model.{format}").write_bytes(getattr(formats, f"{format}_bytes")(graph))
             programs[name] = script(f"predict_{name.lower().replace(' ', '_')}", folder / f"model.{format}", photo)
         else:
-            missing.append(f"without {name}: {package} and {made_by} are not both installed")
+            table.remark(f"Without {name}: {package} and {made_by} are not both installed.")
     if installed("torch"):
         import torch
         from twins import Twin
@@ -91,13 +90,12 @@ def _predictions(table, folder, rounds):
             torch.jit.freeze(torch.jit.trace(Twin(graph).eval(), example)).save(folder / "model.pt")
         programs["PyTorch"] = script("predict_pytorch", folder / "model.pt", photo)
     else:
-        missing.append("without PyTorch: it is not installed")
+        table.remark("Without PyTorch: it is not installed.")
     programs["(import numpy and PIL.Image only)"] = ([sys.executable, "-c", "import numpy, PIL.Image; print()"], {})
     ever = launch(1, {"the first time ever": (programs[PREDICT][0], {"MINITL_CACHE": str(folder / "empty")})})
     launch(2, {PREDICT: programs[PREDICT]})
-    table.rows.append(("one photo, MobileNetV1 0.25 at 96x96: to the first line of output",))
+    table.heading("one photo, MobileNetV1 0.25 at 96x96: to the first line of output")
     _rows(table, launch(rounds, programs) | ever, 0, PREDICT, {"ONNX Runtime": 1})
-    table.rows.extend((line,) for line in missing)
 
 
 def _trainings(table, folder, quick):
@@ -111,7 +109,7 @@ def _trainings(table, folder, quick):
         demo_pictures.draw_photos(photos / "train", 60, size=256)
         demo_pictures.draw_photos(photos / "val", 20, seed=1, size=256)
     if not BACKBONE.is_file():
-        table.rows.append((f"{title}: no {BACKBONE.name}, which README says where to get",))
+        table.remark(f"Without training: no {BACKBONE.name}, which README says where to get.")
         return
     out, kept = folder / "out", folder / "features"
     rounds = 1 if quick else 3
@@ -124,10 +122,8 @@ def _trainings(table, folder, quick):
     for i in range(rounds):
         for name, runs in launch(1, {TRAIN: (train(photos, out, kept / str(i)), {}), **programs}).items():
             found.setdefault(name, []).extend(runs)
-    table.rows.append((f"{title} -> classifier on MobileNetV1 0.25 at 128x128 (ours with header and report)",))
+    table.heading(f"{title} -> classifier on MobileNetV1 0.25 at 128x128 (ours with header and report)")
     _rows(table, found | ever, 1, TRAIN, {"PyTorch": 2})
-    if not programs:
-        table.rows.append(("without PyTorch: it is not installed",))
 
 
 def save_for_pytorch(path):

@@ -3,6 +3,7 @@
 In: a title, a note, rows of short texts. Out: lines for the terminal, a page for a .png, drawn with minitl's own sheet.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 from minitl.drawing import CHART, GREY, INK, MARGIN, RULE, WIDTH, Page, draw_chart, measure
@@ -22,6 +23,16 @@ class Table:
 
     def add(self, *row):
         self.rows.append(tuple(map(str, row)))
+
+    def heading(self, text):
+        """What the next rows are about; also said at once, since measuring takes a while."""
+        self.rows.append((text,))
+        print(f"  {text} ...", file=sys.stderr, flush=True)
+
+    def remark(self, sentence):
+        """Add to the note, once."""
+        if sentence not in self.note:
+            self.note += f" {sentence}"
 
     def columns(self):
         """The texts of each column, header included."""

@@ -46,13 +46,13 @@ def report(quick, threads):
 
 
 def _rows(table, title, threads, contenders, images, goal, quick, tolerance):
+    table.heading(f"{title}, {threads} thread{'s' * (threads > 1)}")
     with Turns(contenders) as turns:
         losses = {who: float(turns.answer(who)) for who in turns.processes}
         for who, loss in losses.items():
             if not abs(loss - losses[OURS]) < tolerance:
                 raise AssertionError(f"{title}: {who} has a loss of {loss:.5f}, we have {losses[OURS]:.5f}")
         medians, memory = turns.medians(2 if quick else 7, 0.05 if quick else 0.3), turns.memory()
-    table.rows.append((f"{title}, {threads} thread{'s' * (threads > 1)}",))
     for who, seconds in medians.items():
         table.add(
             who,
@@ -64,4 +64,4 @@ def _rows(table, title, threads, contenders, images, goal, quick, tolerance):
             f"{losses[who]:.5f}",
         )
     for who, why in turns.missing.items():
-        table.rows.append((f"without {who}: {why}",))
+        table.remark(f"Without {who}: {why}.")
