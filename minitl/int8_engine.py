@@ -64,9 +64,9 @@ def blocks(bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray, doubling
     found = np.zeros((len(bias) // LANES, 8, LANES), np.int32)
     found[:, 0], found[:, 1], found[:, 2] = panel(bias), panel(doubling), panel(multiplier)
     found[:, 3, ::2] = panel(multiplier)[:, 1::2]
-    rounding = panel((half << 32) + (1 << 31))
+    rounding = panel(((half - 1) << 32) + (1 << 31))
     found[:, 4], found[:, 5] = (np.ascontiguousarray(rounding[:, odd::2]).view(np.int32) for odd in (0, 1))
-    found[:, 6] = panel(np.where(right > 0, half, -(2**31)))
+    found[:, 6] = panel(np.where(right > 0, half - 2, -(2**31)))
     found[:, 7] = panel(right)
     return found
 

@@ -39,15 +39,19 @@ CONVERT, FRAME, CONV, POINTWISE, DEPTHWISE, WINDOW, AVERAGE, MAXIMUM, MEAN, ADD,
 BIAS, DOUBLING, EVEN, ODD, EVEN_ROUND, ODD_ROUND, NEGATIVE, RIGHT = (VECTOR * i for i in range(8))
 BLOCK = 8 * VECTOR
 """A block of requantisation: eight vectors for LANES channels. Bias; shift to the left, one more than TFLite's; multipliers, and once more for the odd lanes;
-what rounds the 64-bit products of even and odd lanes; below what a rounded half goes down; shift to the right."""
+what rounds the 64-bit products of even and odd lanes; above what 1 is missing; shift to the right."""
 
 SIZE = 4 // GROUP
 """Bytes of a value."""
 STEP = SIZE * LANES
 """Bytes of LANES values side by side."""
 
-TILES = {4: {1: 8, 2: 6, 3: 4}, 8: {1: 8, 2: 6, 3: 4}, 16: {1: 12, 2: 12, 3: 8}}[LANES]
-"""{panels: rows} of the largest tile of sums that fits into the registers."""
+TILES = {
+    4: {1: (1, 4, 8), 2: (1, 3, 5, 6), 3: (1, 2, 4)},
+    8: {1: (1, 4, 8), 2: (1, 3, 5, 6), 3: (1, 2, 4)},
+    16: {1: (1, 6, 12), 2: (1, 4, 7, 12), 3: (1, 4, 8)},
+}[LANES]
+"""{panels: rows} of the tiles of sums, up to the largest that fits into the registers."""
 
 WIDE = ir.VectorType(I32, LANES)
 HALF = ir.VectorType(I64, LANES // 2)
@@ -89,8 +93,8 @@ def _read(emit: Emit, address: Any, signed: bool = GROUP == 2 or not BYTE_OFFSET
 def _requantise(emit: Emit, total: Any, block: Any, doubled: bool) -> Any:
     """reference_int8.requantise of sums, which are twice as large and shifted to the left where `doubled`.
 
-    high = (2 a m + 2**31) >> 32, then (high + half - (high < 0)) >> right. The first sum and half are added in one, 64 bits wide; then
-    high < 0 where the upper 32 bits are below half.
+    high = (2 a m + 2**31) >> 32, then (high + half - (high < 0)) >> right. What is added first, and half - 1, are added in one, 64 bits
+    wide; then high >= 0 where the upper 32 bits are above half - 2, and 1 is missing there.
     """
     builder = emit.builder
 
@@ -109,25 +113,46 @@ def _requantise(emit: Emit, total: Any, block: Any, doubled: bool) -> Any:
     odd = builder.add(builder.mul(low(odd), low(vector(ODD, HALF))), vector(ODD_ROUND, HALF))
     upper = ir.Constant(WIDE, [i + 1 if i % 2 == 0 else i + LANES for i in range(LANES)])
     high = builder.shuffle_vector(builder.bitcast(even, WIDE), builder.bitcast(odd, WIDE), upper)
-    down = builder.sext(builder.icmp_signed(">", vector(NEGATIVE), high), WIDE)
-    return builder.ashr(builder.add(high, down), vector(RIGHT))
+    minus = builder.sext(builder.icmp_signed(">", high, vector(NEGATIVE)), WIDE)
+    return builder.ashr(builder.sub(high, minus), vector(RIGHT))
 
 
 class _Bounds:
-    """Zero point, low and high of what is kept, in all lanes."""
+    """Zero point, low and high of what is kept, in all lanes of one or two vectors of int16."""
 
     def __init__(self, emit: Emit, address: Any) -> None:
         self.emit = emit
-        self.zero, self.low, self.high = (emit.splat(emit.load_as(I32, emit.add(address, 4 * i), 4)) for i in range(3))
+        values = [emit.builder.trunc(emit.load_as(I32, emit.add(address, 4 * i), 4), I16) for i in range(3)]
+        self.splats = {count: [emit.splat(value, count * LANES) for value in values] for count in (1, 2)}
 
-    def store(self, value: Any, address: Any) -> None:
-        """Keep LANES int32."""
-        builder = self.emit.builder
+    def store(self, values: list[Any], *addresses: Any) -> None:
+        """Keep one or two vectors of int32, side by side or at two addresses."""
+        builder, count = self.emit.builder, len(values)
+        zero, low, high = self.splats[count]
+        both = self._narrow(values)
         if GROUP == 4:
-            value = builder.add(value, self.zero)
-        value = builder.select(builder.icmp_signed("<", value, self.low), self.low, value)
-        value = builder.select(builder.icmp_signed(">", value, self.high), self.high, value)
-        self.emit.store_as(builder.trunc(value, KEPT), address)
+            both = self.emit.call("llvm.sadd.sat", both.type, both, zero)
+        both = builder.select(builder.icmp_signed("<", both, low), low, both)
+        both = builder.select(builder.icmp_signed(">", both, high), high, both)
+        if GROUP == 4:
+            both = builder.trunc(both, ir.VectorType(I8, count * LANES))
+        if len(addresses) == 1:
+            self.emit.store_as(both, addresses[0])
+            return
+        for i, address in enumerate(addresses):
+            half = ir.Constant(ir.VectorType(I32, LANES), list(range(i * LANES, (i + 1) * LANES)))
+            self.emit.store_as(builder.shuffle_vector(both, both, half), address)
+
+    def _narrow(self, values: list[Any]) -> Any:
+        """int32 -> int16, what is too large or too small as near as possible."""
+        builder, lanes = self.emit.builder, len(values) * LANES
+        whole = values[0]
+        if len(values) == 2:
+            whole = builder.shuffle_vector(*values, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
+        low, high = (ir.Constant(whole.type, [limit] * lanes) for limit in (-(2**15), 2**15 - 1))
+        whole = builder.select(builder.icmp_signed("<", whole, low), low, whole)
+        whole = builder.select(builder.icmp_signed(">", whole, high), high, whole)
+        return builder.trunc(whole, ir.VectorType(I16, lanes))
 
 
 # ---- products: a tile of pixels x panels of LANES outputs, its sums in registers
@@ -156,23 +181,27 @@ def _tile(panels: int) -> Any:
 
             _, _, *sums = emit.loop(segments, [a, b, *start * count], segment)
             limits = _Bounds(emit, bounds)
-            for p in range(panels):
+            for p in range(0, panels, 2):
+                side = range(p, min(p + 2, panels))
                 for r in range(count):
-                    found = _requantise(emit, sums[r * panels + p], emit.add(numbers, BLOCK * p), GROUP == 2)
+                    found = [_requantise(emit, sums[r * panels + q], emit.add(numbers, BLOCK * q), GROUP == 2) for q in side]
                     limits.store(found, emit.add(c, emit.add(emit.mul(c_row, r), STEP * p)))
 
-        emit.choose(rows, {count: lambda count=count: with_rows(count) for count in range(1, TILES[panels] + 1)})
+        emit.choose(rows, {count: lambda count=count: with_rows(count) for count in sizes})
 
-    most = TILES[panels]
+    sizes = TILES[panels]
+    most = sizes[-1]
 
     @kernel
     def block(count, a, a_row, segments, a_segment, depth, b, b_panel, numbers, c, c_row, bounds):  # type: ignore[no-untyped-def]
         tiles = (count + most - 1) // most
-        first = 0
-        for i in range(tiles):
-            last = count * (i + 1) // tiles
-            tile(last - first, a + first * a_row, a_row, segments, a_segment, depth, b, b_panel, numbers, c + first * c_row, c_row, bounds)
-            first = last
+        size = 1
+        for larger in sizes:
+            if larger <= count and size * tiles < count:
+                size = larger
+        for i in range(0, count, size):  # some rows are done twice where they do not add up
+            first = min(i, count - size)
+            tile(size, a + first * a_row, a_row, segments, a_segment, depth, b, b_panel, numbers, c + first * c_row, c_row, bounds)
 
     return block
 
@@ -256,8 +285,9 @@ def _depthwise_rows(at_once: int, stride: int) -> Any:
                         for u in users:
                             sums[u] = _dot(emit, sums[u], packed, kernel[(column - stride * u) * len(groups) + number])
                 goal = emit.add(place, emit.mul(x, t_step))
-                for u in range(at_once):
-                    limits.store(_requantise(emit, sums[u], numbers, GROUP == 2), emit.add(goal, outputs[u]))
+                for u in range(0, at_once, 2):
+                    side = range(u, min(u + 2, at_once))
+                    limits.store([_requantise(emit, sums[v], numbers, GROUP == 2) for v in side], *(emit.add(goal, outputs[v]) for v in side))
                 return []
 
             emit.loop(turns, [], turn)
@@ -310,8 +340,8 @@ def _windows(what: str) -> Any:
             elif what != "maximum":
                 total = _requantise(emit, total, block, what == "products" and GROUP == 2)
             if what in ("average", "maximum") and GROUP == 4:  # bounds add the zero point, which values here have already
-                total = builder.sub(total, limits.zero)
-            limits.store(total, emit.add(target, emit.mul(p, STEP)))
+                total = builder.sub(total, builder.sext(limits.splats[1][0], WIDE))
+            limits.store([total], emit.add(target, emit.mul(p, STEP)))
             return []
 
         emit.loop(panels, [], panel)
@@ -350,7 +380,7 @@ def _rescaled(emit: Emit, vectors, source, target, numbers, bounds):  # type: ig
 
     def vector(i: Any) -> list[Any]:
         total = emit.builder.add(_read(emit, emit.add(source, emit.mul(i, STEP))), emit.load_as(WIDE, emit.add(numbers, BIAS), 4))
-        limits.store(_requantise(emit, total, numbers, False), emit.add(target, emit.mul(i, STEP)))
+        limits.store([_requantise(emit, total, numbers, False)], emit.add(target, emit.mul(i, STEP)))
         return []
 
     emit.loop(vectors, [], vector)
@@ -366,7 +396,7 @@ def _added(emit: Emit, vectors, source, other, target, numbers, bounds):  # type
         for place, block in ((source, numbers), (other, emit.add(numbers, BLOCK))):
             value = emit.builder.add(_read(emit, emit.add(place, at)), emit.load_as(WIDE, emit.add(block, BIAS), 4))
             parts.append(_requantise(emit, value, block, False))
-        limits.store(_requantise(emit, emit.builder.add(*parts), emit.add(numbers, 2 * BLOCK), False), emit.add(target, at))
+        limits.store([_requantise(emit, emit.builder.add(*parts), emit.add(numbers, 2 * BLOCK), False)], emit.add(target, at))
         return []
 
     emit.loop(vectors, [], vector)
