@@ -163,20 +163,22 @@ def _tile(panels: int) -> Any:
     def tile(emit: Emit, rows, a, a_row, segments, a_segment, depth, b, b_panel, numbers, c, c_row, bounds):  # type: ignore[no-untyped-def]
         def with_rows(count: int) -> None:
             start = [emit.load_as(WIDE, emit.add(numbers, BLOCK * p + BIAS), 4) for p in range(panels)]
-            a_rows = [emit.mul(a_row, r) for r in range(count)]
+            within = [emit.mul(a_row, r) for r in range(3)]  # what an x86 address can add to one of a few pointers
+            thirds = [emit.mul(a_row, r) for r in range(0, count, 3)]
             b_panels = [emit.mul(b_panel, p) for p in range(panels)]
 
             def segment(_: Any, a_start: Any, b_start: Any, *sums: Any) -> list[Any]:
-                def step(k: Any, b_at: Any, *sums: Any) -> list[Any]:
-                    a_at = emit.add(a_start, emit.mul(k, 4))
+                def step(_: Any, b_at: Any, *carried: Any) -> list[Any]:
+                    a_at, sums = carried[: len(thirds)], carried[len(thirds) :]
                     weights = [emit.load_as(WIDE, emit.add(b_at, at), 4) for at in b_panels]
                     new = []
                     for r in range(count):
-                        value = emit.splat(emit.load_as(I32, emit.add(a_at, a_rows[r])))
+                        value = emit.splat(emit.load_as(I32, emit.add(a_at[r // 3], within[r % 3])))
                         new += [_dot(emit, sums[r * panels + p], value, weights[p]) for p in range(panels)]
-                    return [emit.add(b_at, VECTOR), *new]
+                    return [emit.add(b_at, VECTOR), *(emit.add(at, 4) for at in a_at), *new]
 
-                b_at, *sums = emit.loop(depth, [b_start, *sums], step)
+                b_at, *sums = emit.loop(depth, [b_start, *(emit.add(a_start, third) for third in thirds), *sums], step)
+                sums = sums[len(thirds) :]
                 return [emit.add(a_start, a_segment), b_at, *sums]
 
             _, _, *sums = emit.loop(segments, [a, b, *start * count], segment)
