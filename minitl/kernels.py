@@ -314,6 +314,15 @@ def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array
     return y if high is None else _clamped(y, high)
 
 
+def batch_norm_training(
+    x: Array, mean: Array, variance: Array, from_batch: Array, gamma: Array, beta: Array, epsilon: float, high: float | None = None
+) -> tuple[Array, Array, Array]:
+    """-> y (..., C), mean (C,), variance (C,)."""
+    batch_mean, batch_variance = moments(x)
+    mean, variance = np.where(from_batch, batch_mean, mean), np.where(from_batch, batch_variance, variance)
+    return batch_norm(x, mean, variance, gamma, beta, epsilon, high), mean, variance
+
+
 def batch_norm_backward(
     dy: Array,
     x: Array,

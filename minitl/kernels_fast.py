@@ -131,7 +131,7 @@ def _dense(array: Array) -> Array:
 def _run(kernel: Any, tasks: int, scratch: int, *arguments: Any) -> None:
     """Call a kernel on as many threads as there are tasks. arguments: numbers, or arrays for their addresses; scratch: floats for each thread."""
     table = Table("q", [argument if type(argument) is int else _address(argument) for argument in arguments])
-    table.extend((0, 0))
+    table.extend((0, 0, 0, 0))
     at, parts = table.buffer_info()[0], min(threads(), tasks)
     if not scratch:
         together(lambda part, parts: kernel(at, 0), parts)
@@ -320,7 +320,7 @@ def moments(x: Array) -> tuple[Array, Array]:
     """(..., C) -> mean (C,), variance (C,). Each chunk of pixels has its own mean, around which its squares are summed."""
     if not _fits(x, channels=x.shape[-1]):
         return kernels.moments(x)
-    x, (mean, variance) = _dense(x), np.empty((2, x.shape[-1]), np.float32)
+    x, mean, variance = _dense(x), *np.empty((2, x.shape[-1]), np.float32)
     _pass("moments", x, x, _parts(x), mean, variance)
     return mean, variance
 
@@ -339,26 +339,28 @@ def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array
     return y
 
 
+def batch_norm_training(
+    x: Array, mean: Array, variance: Array, from_batch: Array, gamma: Array, beta: Array, epsilon: float, high: float | None = None
+) -> tuple[Array, Array, Array]:
+    """-> y (..., C), mean (C,), variance (C,)."""
+    if not _fits(x, mean, variance, gamma, beta, channels=x.shape[-1]):
+        return kernels.batch_norm_training(x, mean, variance, from_batch, gamma, beta, epsilon, high)
+    x, y, norm = _dense(x), _empty(*x.shape), np.empty((8, len(mean)), np.float32)
+    norm[0], norm[1], norm[2], norm[3], norm[4] = mean, variance, gamma, beta, from_batch
+    _pass("norm_forward", x, x, _parts(x), norm, np.array([epsilon], np.float32), _bounds(high), y)
+    return y, norm[5], norm[6]
+
+
 def batch_norm_backward(
-    dy: Array,
-    x: Array,
-    mean: Array,
-    variance: Array,
-    gamma: Array,
-    beta: Array,
-    epsilon: float,
-    from_batch: Array,
-    high: float | None = None,
+    dy: Array, x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, from_batch: Array, high: float | None = None
 ) -> tuple[Array, Array, Array]:
     """-> dx (..., C), dgamma (C,), dbeta (C,)."""
     if not _fits(dy, x, mean, variance, gamma, beta, channels=x.shape[-1]):
         return kernels.batch_norm_backward(dy, x, mean, variance, gamma, beta, epsilon, from_batch, high)
-    dy, x, dx, bounds = _dense(dy), _dense(x), _empty(*x.shape), _bounds(high)
+    dy, x, dx, norm = _dense(dy), _dense(x), _empty(*x.shape), np.empty((10, len(mean)), np.float32)
     inverse = 1 / np.sqrt(variance + np.float32(epsilon))
-    norm, totals = np.empty((5, len(mean)), np.float32), np.empty((2, len(mean)), np.float32)
-    norm[0], norm[1], norm[2], norm[3], norm[4] = mean, gamma * inverse, beta, inverse, 1
-    _pass("norm_sums", x, dy, x, norm, bounds, _parts(x), totals)
-    share = from_batch * norm[1] * np.float32(-x.shape[-1] / x.size)  # of what goes through the statistics
-    norm[3], norm[4] = share * inverse * totals[0], share * totals[1]
-    _pass("norm_dx", x, dy, x, norm, bounds, dx)
-    return dx, totals[0], totals[1]
+    scale = gamma * inverse
+    share = from_batch * scale * np.float32(-x.shape[-1] / x.size)  # of what goes through the statistics
+    norm[0], norm[1], norm[2], norm[3], norm[4], norm[5] = mean, scale, beta, inverse, share * inverse, share
+    _pass("norm_backward", x, dy, x, norm, _bounds(high), _parts(x), dx)
+    return dx, norm[6], norm[7]

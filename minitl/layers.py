@@ -1,8 +1,9 @@
 """The layers: hyperparameters, shapes, and how forward and backward are put together from kernels.
 
 A layer holds hyperparameters only. Its numbers live in the graph and come in as `params` ({'kernel': ..., 'bias': ...}); what backward
-needs goes out as `cache` and comes back in; nothing is hidden on the object. `ops` is the module of kernels:
-kernels.py (compiled) or kernels_fast.py (vector instructions). In every parameter the last axis is the output channel, which is what a per-channel freeze mask selects.
+needs goes out as `cache` and comes back in; nothing is hidden on the object. `ops` is the module of kernels: reference.py (plain),
+kernels.py (compiled), kernels_fast.py (vector instructions). In every parameter the last axis is the output channel, which is what a
+per-channel freeze mask selects.
 
 forward(ops, params, xs, training, rng) -> (y, cache)      xs: list of inputs; training: False, True or (C,) bool: which channels train
 backward(ops, params, dy, cache, need_dx) -> (dxs, grads)  dxs: one gradient per input, or [] where need_dx is False; grads: as params,
@@ -231,13 +232,13 @@ class BatchNorm(Layer):
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Batch statistics for the channels in training, stored statistics for the others."""
-        x = xs[0]
-        from_batch = np.broadcast_to(training, x.shape[-1:])
+        x, gamma, beta = xs[0], params["gamma"], params["beta"]
+        from_batch = np.full(len(gamma), training)
         mean, variance = params["moving_mean"], params["moving_variance"]
         if from_batch.any():
-            batch_mean, batch_variance = ops.moments(x)
-            mean, variance = np.where(from_batch, batch_mean, mean), np.where(from_batch, batch_variance, variance)
-        y = ops.batch_norm(x, mean, variance, params["gamma"], params["beta"], self.epsilon, self.high)
+            y, mean, variance = ops.batch_norm_training(x, mean, variance, from_batch, gamma, beta, self.epsilon, self.high)
+        else:
+            y = ops.batch_norm(x, mean, variance, gamma, beta, self.epsilon)
         return y, (x if from_batch.any() else None, mean, variance, from_batch)
 
     def backward(self, ops: ModuleType, params: Params, dy: Array, cache: Any, need_dx: bool) -> tuple[list[Array], Params]:

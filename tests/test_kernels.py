@@ -234,6 +234,7 @@ def cases():
         yield "moments", (x,)
         for high in (None, np.inf, 0.5):
             yield "batch_norm", (x, mean, scale, vector, mean, 1e-3, high)
+            yield "batch_norm_training", (x, mean, scale, from_batch, vector, mean, 1e-3, high)
             yield "batch_norm_backward", (dy, x, mean, scale, vector, mean, 1e-3, from_batch, high)
         yield "relu", (x,)
         yield "relu_dx", (dy, x)
@@ -472,14 +473,15 @@ def drawn_for_a_step():
     kernel, each, vector = (draw(63, 1, 1, 32, 32).astype(np.float32), draw(64, 3, 3, 32).astype(np.float32), np.full(32, 0.5, np.float32))
     full, pads, one, two = draw(65, 3, 3, 3, 16).astype(np.float32), (1, 1, 1, 1), (1, 1), (2, 2)
     return {
-        "conv2d": [(wide, kernel, one, (0, 0, 0, 0)), (np.ascontiguousarray(x[..., :3]), full, two, pads)],
+        "conv2d": [(wide, kernel, one, (0, 0, 0, 0)), (x[..., :3].copy(), full, two, pads)],
         "conv2d_dx": [(dy, kernel, one, (0, 0, 0, 0), (24, 24))],
-        "conv2d_dkernel": [(x, dy, one, (0, 0, 0, 0), one), (np.ascontiguousarray(x[..., :3]), np.ascontiguousarray(dy[..., :16]), one, pads, (3, 3))],
+        "conv2d_dkernel": [(x, dy, one, (0, 0, 0, 0), one), (x[..., :3].copy(), dy[..., :16].copy(), one, pads, (3, 3))],
         "depthwise_conv2d": [(x, each, one, pads), (x, each, two, pads)],
-        "depthwise_conv2d_dx": [(dy, each, one, pads, (24, 24)), (np.ascontiguousarray(dy[:, ::2, ::2]), each, two, pads, (24, 24))],
+        "depthwise_conv2d_dx": [(dy, each, one, pads, (24, 24)), (dy[:, ::2, ::2].copy(), each, two, pads, (24, 24))],
         "depthwise_conv2d_dkernel": [(x, dy, one, pads, (3, 3))],
         "moments": [(x,)],
         "batch_norm": [(x, vector, vector, vector, vector, 1e-3, 6.0)],
+        "batch_norm_training": [(x, vector, vector, np.ones(32, bool), vector, vector, 1e-3, 6.0)],
         "batch_norm_backward": [(dy, x, vector, vector, vector, vector, 1e-3, np.ones(32, bool), 6.0)],
     }  # fmt: skip
 
@@ -519,12 +521,13 @@ def test_memory_comes_back_when_its_last_reader_is_gone_and_never_before():
     first = kernels_fast._empty(100, 200)
     view, place = first[3:], first.ctypes.data
     del first
-    assert kernels_fast._empty(100, 200).ctypes.data != place, "a view still reads it"
+    other = kernels_fast._empty(100, 200)
+    assert other.ctypes.data != place, "a view still reads it"
     del view
     kept = kernels_fast._empty(100, 200)
     assert kept.ctypes.data == place and place % 64 == 0 and kept.flags.writeable
     kernels_fast.let_go()
-    del kept
+    del kept, other
     assert not kernels_fast._free and not kernels_fast._returned, "what is let go is not kept"
     large = kernels_fast._empty(1000, 100)
     place = large.ctypes.data

@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from ..native import LANES
 from .inference import TILES, product
-from .vectors import F32, Emit, arrive, clear, copy, emitted, kernel, number
+from .vectors import F32, Emit, arrive, clear, copy, emitted, kernel, look, number
 
 FIELDS = (
     "images height width channels top left frame_height frame_width out_height out_width outputs columns kernel_height kernel_width "
@@ -501,12 +501,31 @@ def _norms(lanes: int) -> Any:
         put_narrow(emit, middle, mean)
         put_narrow(emit, builder.fdiv(sums, total), variance)
 
+    @emitted(3)
+    def choose(emit: Emit, norm, step, epsilon):  # type: ignore[no-untyped-def]
+        """Stored statistics in place of the batch's where from_batch is 0, then the scale, of one vector of channels. See norm_forward."""
+        row = [emit.add(norm, emit.mul(step, r)) for r in range(8)]
+        stored_mean, stored_variance, gamma, _, from_batch, mean, variance, _ = (emit.load(address, lanes) for address in row)
+        own = emit.builder.fcmp_ordered(">", from_batch, emit.zeros(lanes))
+        variance = emit.builder.select(own, variance, stored_variance)
+        emit.store(emit.builder.select(own, mean, stored_mean), row[5])
+        emit.store(variance, row[6])
+        deviation = emit.call("llvm.sqrt", variance.type, emit.builder.fadd(variance, emit.load_splat(epsilon, lanes)))
+        emit.store(emit.builder.fdiv(gamma, deviation), row[7])
+
     @emitted(5)
-    def all_sums(emit: Emit, chunks, step, parts, factor, total):  # type: ignore[no-untyped-def]
-        """total = factor * sum of the parts of the chunks, of one vector of channels."""
+    def all_sums(emit: Emit, chunks, step, parts, products, norm):  # type: ignore[no-untyped-def]
+        """Of one vector of channels, see norm_backward."""
         zero = ir.Constant(double, [0.0] * lanes)
-        (sums,) = emit.loop(chunks, [zero], lambda i, s: [emit.builder.fadd(s, wide(emit, emit.add(parts, emit.mul(i, step))))])
-        put_narrow(emit, emit.builder.fmul(sums, wide(emit, factor)), total)
+        row = [emit.add(norm, emit.mul(step, r)) for r in range(10)]
+        totals = []
+        for part in (products, parts):
+            (sums,) = emit.loop(chunks, [zero], lambda i, s, part=part: [emit.builder.fadd(s, wide(emit, emit.add(part, emit.mul(i, step))))])
+            totals.append(sums)
+        totals[0] = emit.builder.fmul(totals[0], wide(emit, row[3]))
+        for n, total in enumerate(totals):
+            put_narrow(emit, total, row[6 + n])
+            put_narrow(emit, emit.builder.fmul(total, wide(emit, row[4 + n])), row[8 + n])
 
     one, two, four = 4 * lanes, 8 * lanes, 16 * lanes
 
@@ -517,9 +536,9 @@ def _norms(lanes: int) -> Any:
 
     @kernel
     def moments(rows, at_once, step, x, parts, mean, variance, scratch, counters):  # type: ignore[no-untyped-def]
-        """parts: places for the mean, and for the sum of squares around it, of every chunk. Who ends last puts them together."""
+        """parts: places for the mean, and for the sum of squares around it, of every chunk. Who ends last puts them together: 1, else 0."""
         chunks = (rows + at_once - 1) // at_once
-        squares = parts + chunks * step
+        squares, last = parts + chunks * step, 0
         chunk = arrive(counters)
         while chunk < chunks:
             count = min(at_once, rows - chunk * at_once)
@@ -529,9 +548,11 @@ def _norms(lanes: int) -> Any:
                 chunk_moments(panels, count, step, x + chunk * at_once * step + p, parts + at, squares + at)
                 p += panels * one
             if arrive(counters + 8) == chunks - 1:
-                for p in range(0, step, 4 * lanes):
+                last = 1
+                for p in range(0, step, one):
                     all_moments(chunks, step, at_once, rows, parts + p, squares + p, mean + p, variance + p)
             chunk = arrive(counters)
+        return last
 
     @kernel
     def normalise(rows, at_once, step, x, mean, scale, beta, bounds, y, scratch, counters):  # type: ignore[no-untyped-def]
@@ -546,8 +567,19 @@ def _norms(lanes: int) -> Any:
             first = arrive(counters) * at_once
 
     @kernel
-    def norm_sums(rows, at_once, step, dy, x, norm, bounds, parts, totals, scratch, counters):  # type: ignore[no-untyped-def]
-        """norm: rows mean, scale, beta, 1 / deviation, 1. totals: rows dgamma, dbeta. parts: two places for every chunk."""
+    def norm_forward(rows, at_once, step, x, parts, norm, epsilon, bounds, y, scratch, counters):  # type: ignore[no-untyped-def]
+        """norm: rows stored mean and variance, gamma, beta, from_batch (1 or 0); for what comes out: mean, variance, scale."""
+        if moments(rows, at_once, step, x, parts, norm + 5 * step, norm + 6 * step, scratch, counters):
+            for p in range(0, step, one):
+                choose(norm + p, step, epsilon)
+            arrive(counters + 16)
+        while look(counters + 16) == 0:
+            pass
+        normalise(rows, at_once, step, x, norm + 5 * step, norm + 7 * step, norm + 3 * step, bounds, y, scratch, counters + 24)
+
+    @kernel
+    def norm_backward(rows, at_once, step, dy, x, norm, bounds, parts, dx, scratch, counters):  # type: ignore[no-untyped-def]
+        """norm: rows mean, scale, beta, 1 / deviation, factors for slope and shift; for what comes out: dgamma, dbeta, slope, shift."""
         chunks = (rows + at_once - 1) // at_once
         products = parts + chunks * step
         chunk = arrive(counters)
@@ -559,29 +591,27 @@ def _norms(lanes: int) -> Any:
                 chunk_sums(panels, count, step, dy + at, x + at, by, by + step, by + 2 * step, bounds, parts + place, products + place)
                 p += panels * one
             if arrive(counters + 8) == chunks - 1:
-                for p in range(0, step, 4 * lanes):
-                    all_sums(chunks, step, products + p, norm + 3 * step + p, totals + p)
-                    all_sums(chunks, step, parts + p, norm + 4 * step + p, totals + step + p)
+                for p in range(0, step, one):
+                    all_sums(chunks, step, parts + p, products + p, norm + p)
+                arrive(counters + 16)
             chunk = arrive(counters)
-
-    @kernel
-    def norm_dx(rows, at_once, step, dy, x, norm, bounds, dx, scratch, counters):  # type: ignore[no-untyped-def]
-        """norm: rows mean, scale, beta, slope, shift."""
-        first = arrive(counters) * at_once
+        while look(counters + 16) == 0:
+            pass
+        first = arrive(counters + 24) * at_once
         while first < rows:
             count = min(at_once, rows - first)
             p = 0
             while p < step:
                 panels, at, by = at_a_time(step - p), first * step + p, norm + p
-                chunk_dx(panels, count, step, dy + at, x + at, by, by + step, by + 2 * step, by + 3 * step, by + 4 * step, bounds, dx + at)
+                chunk_dx(panels, count, step, dy + at, x + at, by, by + step, by + 2 * step, by + 8 * step, by + 9 * step, bounds, dx + at)
                 p += panels * one
-            first = arrive(counters) * at_once
+            first = arrive(counters + 24) * at_once
 
-    return moments, normalise, norm_sums, norm_dx
+    return normalise, norm_forward, norm_backward, moments
 
 
 def _from_table(function: Any, arguments: int) -> tuple[Any, int]:
-    """The kernel as it is called: with the address of a table of its arguments, the two counters behind them, and with scratch. That is much faster
+    """The kernel as it is called: with the address of a table of its arguments, the four counters behind them, and with scratch. That is much faster
     than a dozen arguments through ctypes."""
     read = ", ".join(f"number(table, {i})" for i in range(arguments))
     scope = {"function": function, "number": number}
@@ -592,5 +622,5 @@ def _from_table(function: Any, arguments: int) -> tuple[Any, int]:
 EXPORTS = {"convolution": _from_table(convolution, 6)}
 for _lanes in sorted({LANES, min(LANES, 8)}):  # 8 for channels that are a multiple of 8 only
     _kernels = (*_pointwise_dkernel(_lanes), _depthwise(_lanes), _depthwise_dx(_lanes), _depthwise_dkernel(_lanes), *_norms(_lanes))
-    for _kernel, _count in zip(_kernels, (9, 4, 5, 4, 4, 7, 9, 9, 8), strict=True):
+    for _kernel, _count in zip(_kernels, (9, 4, 5, 4, 4, 9, 9, 9, 7), strict=True):
         EXPORTS[f"{_kernel.py_func.__name__}_{_lanes}"] = _from_table(_kernel, _count)
