@@ -95,28 +95,21 @@ def photos():
 
 
 def inference_of_ours(name, batch, threads, **_):
-    import minitl  # noqa: F401
+    from minitl import engine
 
-    try:
-        from minitl.engine import Engine
-    except ImportError:
-        Engine = None
     imported()
     graph = network(name)
-    x = images_of(graph.input_shape, batch)
-    if Engine is None:  # the plain path
-        return lambda: np.concatenate([graph.evaluate(x[i : i + 1])[graph.output] for i in range(batch)])
-    engine = Engine(graph, threads=threads)
-    return lambda: engine.run(x)[graph.output]
+    x, fast = images_of(graph.input_shape, batch), engine.make(graph, threads=threads)
+    return lambda: fast.run(x)[graph.output]
 
 
-def int8_of_ours(batch, file, keep_constant, **_):
-    import minitl
+def int8_of_ours(batch, file, keep_constant, threads, **_):
+    from minitl import int8_engine, model
 
     imported()
-    graph = minitl.deployable(file, keep_constant).graph
-    x = int8_images_of(graph.tensors[graph.input].shape, batch)
-    return lambda: graph.run(x)
+    graph = model.deployable(file, keep_constant).graph
+    x, fast = int8_images_of(graph.tensors[graph.input].shape, batch), int8_engine.make(graph, threads=threads)
+    return lambda: fast.run(x)[graph.output]
 
 
 def inference_of_pytorch(name, batch, threads, how):
@@ -183,7 +176,7 @@ def litert(batch, threads, file, **_):
 # ---- training
 
 
-def step_of_ours(network, case, batch, kept, **_):
+def step_of_ours(network, case, batch, kept, threads):
     from minitl import training
 
     imported()
@@ -192,11 +185,11 @@ def step_of_ours(network, case, batch, kept, **_):
     if case == "all layers":
         feeds = lambda: {"input": images}  # noqa: E731
     else:
-        from minitl.folding import frozen_part
+        from minitl.engine import Values
 
-        frozen = frozen_part(graph)
-        features = frozen.values(images)
-        feeds = (lambda: features) if kept else lambda: frozen.values(images)
+        frozen = Values(graph, graph.border(), threads)
+        features = frozen.run(images)
+        feeds = (lambda: features) if kept else lambda: frozen.run(images)
     return lambda: training.train_step(graph, feeds(), targets, optimiser, RATE, None)[1].mean()
 
 

@@ -1,7 +1,7 @@
 """What this machine is and what it can do at most: multiply-adds and bytes read a second, measured with loops written in LLVM.
 
-Out: a sentence about the machine, two contenders for turns.py that do a known amount of work, and how busy others are. Left out: int8 arithmetic; shares of the
-limit are always of float32.
+Out: a sentence about the machine, two contenders for turns.py that do a known amount of work, and how busy others are. Left out: int8
+arithmetic; shares of the limit are always of float32.
 """
 
 import ctypes
