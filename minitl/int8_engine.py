@@ -3,12 +3,12 @@
     engine = make(graph)
     logits = engine.run(images)[graph.output]
 
-In: an IntegerGraph (integer.py) and the tensors that are wanted. Out: these for images (N, H, W, C) int8, int8 as well. Plan and run are those of
-program.py, the work is done by fast/integers.py, whose head says how values are kept: as pairs (int16) or, where the processor multiplies
-bytes, as quads. Weights are packed once: (outputs / LANES, rows of the window, groups of products, LANES, products in a group).
+In: an IntegerGraph (integer.py) and the tensors that are wanted. Out: these for images (N, H, W, C) int8, int8 as well. program.py plans
+and runs, fast/integers.py does the work; its head says how values are kept: as pairs (int16) or, where the processor multiplies bytes, as
+quads. Weights are packed once: (outputs / LANES, rows of the window, groups of products, LANES, products in a group).
 
-What is not done here falls back to IntegerGraph.run as a whole (`make` chooses; MINITL_ENGINE=plain forces it): requantisations that shift so far to
-the left that doubled weights leave int16 (pairs), and weights that leave int8 without their zero point (quads).
+What is not done here falls back to IntegerGraph.run as a whole (`make` chooses; MINITL_ENGINE=plain forces it): requantisations that shift
+so far to the left that doubled weights leave int16 (pairs), and weights that leave int8 without their zero point (quads).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from . import integer
 from .errors import MinitlError
-from .integer import (
-    Add, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalMean, IntegerGraph, MaxPool, Op, Pad, Pool, Requantise, Reshape, Tensor, Weighted
-)  # fmt: skip
+from .integer import AveragePool, Conv2D, Dense, DepthwiseConv2D, GlobalMean, IntegerGraph, Op, Pool, Tensor, Weighted
 from .native import DOT, LANES, load, plain
 from .program import Plan, Program, Unsupported, filled, image_shape
 
@@ -90,19 +89,21 @@ class Planner:
             if name != self.graph.input:
                 tensor = self.graph.tensors[name]
                 h, w, c = image_shape(tensor.shape)
-                self.plan.row("take", self.values[name], -1, out_height=h, out_width=w, channels=filled(c), depth=c, at=number, extra=offset(tensor))
+                self.plan.row(
+                    "take", self.values[name], -1, out_height=h, out_width=w, channels=filled(c), depth=c, at=number, extra=offset(tensor)
+                )
         return self.plan
 
     def _operation(self, op: Op, ins: list[Tensor], out: Tensor) -> None:
         plan, one = self.plan, ins[0]
         (h, w, c), (oh, ow, o) = image_shape(one.shape), image_shape(out.shape)
-        if isinstance(op, Reshape):
+        if isinstance(op, integer.Reshape):
             source = self._source(one)
             if (h, w, c) == (oh, ow, o) or (filled(c) == c and filled(o) == o):
                 self.values[out.name] = source
                 return
-            plan.row("reshape", source, self._target(out), height=h, width=w, channels=filled(c), out_height=oh, out_width=ow, outputs=filled(o),
-                     depth=c, extra=o, at=math.gcd(c, o))  # fmt: skip
+            plan.row("reshape", source, self._target(out), height=h, width=w, channels=filled(c), out_height=oh, out_width=ow,
+                     outputs=filled(o), depth=c, extra=o, at=math.gcd(c, o))  # fmt: skip
             return
         common = {"height": h, "width": w, "channels": filled(c), "out_height": oh, "out_width": ow, "outputs": filled(o)}
         common["bounds"] = self._bounds(out, getattr(op, "act_min", -128), getattr(op, "act_max", 127))
@@ -117,22 +118,24 @@ class Planner:
         elif isinstance(op, GlobalMean):
             source, numbers = self._source(one), self._scalar(-h * w * zero(one), op.multiplier, op.shift, o)
             plan.row("mean", source, self._target(out), numbers=numbers, kernel_height=h, kernel_width=w, stride_y=1, stride_x=1, **common)
-        elif isinstance(op, Requantise):
+        elif isinstance(op, integer.Requantise):
             source, numbers = self._source(one), self._scalar(-zero(one), op.multiplier, op.shift, LANES)
             plan.row("rescale", source, self._target(out), numbers=numbers, **common)
-        elif isinstance(op, Add):
+        elif isinstance(op, integer.Add):
             source, other = self._source(one), self._source(ins[1])
             lifts = [(-zero(one), 21), (-zero(ins[1]), 21), (0, 1)]
-            parts = [blocks(*(spread([v], LANES) for v in (bias, op.multipliers[i], op.shifts[i], lift))) for i, (bias, lift) in enumerate(lifts)]
+            parts = [
+                blocks(*(spread([v], LANES) for v in (bias, op.multipliers[i], op.shifts[i], lift))) for i, (bias, lift) in enumerate(lifts)
+            ]
             plan.row("add", source, self._target(out), other, numbers=plan.constant(np.concatenate(parts)), **common)
-        elif isinstance(op, Concat):
+        elif isinstance(op, integer.Concat):
             sources, at = [self._source(tensor) for tensor in ins], 0
             target = self._target(out)
             for source, tensor in zip(sources, ins, strict=True):
                 depth = tensor.shape[-1]
                 plan.row("place", source, target, **{**common, "channels": filled(depth)}, depth=depth, at=at)
                 at += depth
-        elif isinstance(op, Pad):
+        elif isinstance(op, integer.Pad):
             self.values[out.name] = self._frame(one, op.padding)
         else:
             raise Unsupported(f"an operation {type(op).__name__}")
@@ -175,17 +178,19 @@ class Planner:
             rows = -(-3 // GROUP) * GROUP
             packed = np.zeros((rows, 3, filled(c)), np.int16 if GROUP == 2 else np.int8)
             packed[:3] = full
-            packed = packed.reshape(rows // GROUP, GROUP, 3, -1, LANES).transpose(3, 2, 0, 4, 1)  # panels, columns, groups, lanes, rows in a group
+            packed = packed.reshape(rows // GROUP, GROUP, 3, -1, LANES).transpose(
+                3, 2, 0, 4, 1
+            )  # panels, columns, groups, lanes, rows in a group
             outside = self.plan.constant(np.full(w * filled(c), zero(one), KEPT))
             source = self._source(one)
-            self.plan.row("depthwise", source, self._target(out), weights=self.plan.constant(packed), numbers=numbers, outside=outside, top=top,
-                          left=left, **strides, **common)  # fmt: skip
+            self.plan.row("depthwise", source, self._target(out), weights=self.plan.constant(packed), numbers=numbers, outside=outside,
+                          top=top, left=left, **strides, **common)  # fmt: skip
             return
         source = self._frame(one, op.padding) if any(op.padding) else self._source(one)
         if any(op.padding):
             common |= {"height": h + op.padding[0] + op.padding[1], "width": w + op.padding[2] + op.padding[3]}
-        self.plan.row("window", source, self._target(out), weights=self.plan.constant(full.astype(np.int32)), numbers=numbers, kernel_height=kh,
-                      kernel_width=kw, **strides, **common)  # fmt: skip
+        self.plan.row("window", source, self._target(out), weights=self.plan.constant(full.astype(np.int32)), numbers=numbers,
+                      kernel_height=kh, kernel_width=kw, **strides, **common)  # fmt: skip
 
     def _numbers(self, op: Weighted, one: Tensor, kernel: np.ndarray) -> tuple[np.ndarray, int]:
         """(weights int64, ready to be packed; address of the blocks of requantisation)."""
@@ -230,8 +235,7 @@ class Planner:
 
     def _frame(self, tensor: Tensor, padding: tuple[int, int, int, int]) -> int:
         """A copy of a value with zeros around it."""
-        h, w, c = image_shape(tensor.shape)
-        return self._framed("frame", tensor, self._source(tensor), filled(c), padding)
+        return self._framed("frame", tensor, self._source(tensor), filled(image_shape(tensor.shape)[2]), padding)
 
     def _images(self, padding: tuple[int, int, int, int]) -> int:
         """The images, as they are kept, with zeros around them; channels are not filled up."""
@@ -242,8 +246,8 @@ class Planner:
         h, w, _ = image_shape(tensor.shape)
         top, bottom, left, right = padding
         frame = self.plan.value((h + top + bottom, w + left + right, channels))
-        self.plan.row(kind, source, frame, height=h, width=w, out_height=h + top + bottom, out_width=w + left + right, depth=channels, top=top,
-                      left=left, at=offset(tensor), extra=zero(tensor) if GROUP == 4 else 0)  # fmt: skip
+        self.plan.row(kind, source, frame, height=h, width=w, out_height=h + top + bottom, out_width=w + left + right, depth=channels,
+                      top=top, left=left, at=offset(tensor), extra=zero(tensor) if GROUP == 4 else 0)  # fmt: skip
         return frame
 
 
@@ -253,7 +257,9 @@ class Engine(Program):
     def __init__(self, graph: IntegerGraph, wanted: Iterable[str] = (), threads: int | None = None) -> None:
         tensors = {name: graph.tensors[name].shape for name in (list(dict.fromkeys(wanted)) or [graph.output])}
         plan = Planner(graph, list(tensors)).write()
-        super().__init__(plan, load("integers").run, np.int8, (graph.input, graph.tensors[graph.input].shape), tensors, graph.macs(), threads)
+        super().__init__(
+            plan, load("integers").run, np.int8, (graph.input, graph.tensors[graph.input].shape), tensors, graph.macs(), threads
+        )
 
 
 class Plain:

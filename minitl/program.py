@@ -1,8 +1,8 @@
-"""What the engines share: a network as a table of operations, its values in one block of memory, and the run over a batch on several threads.
+"""What the engines share: a network as a table of operations, its values in one block of memory, and the run over a batch by threads.
 
 Plan collects operations and values, and gives every value its place in the block, where those that are no longer read make room. Program
-runs the table with a kernel of fast/ for the images of a batch, which are divided among the threads; of a single large image, each operation is.
-In: what an engine writes. Out: arrays. Left out: what an operation means.
+runs the table with a kernel of fast/ for the images of a batch, which are divided among the threads; of a single large image, each
+operation is. In: what an engine writes. Out: arrays. Left out: what an operation means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .native import LANES
 from .threads import threads, together
 
 VALUES_AT_ONCE = 1 << 15
-"""Images are taken together as long as their largest value has at most so many numbers: then small layers have enough pixels to be worth it."""
+"""Images are taken together as long as their largest value has at most so many numbers: small layers then have enough pixels."""
 
 WORTH_THREADS = 20_000_000
 """Multiply-accumulates of an image from which on several threads share it: they wait for each other after every layer."""
@@ -108,10 +108,10 @@ class Program:
     """A Plan, ready to run."""
 
     def __init__(
-        self, plan: Plan, kernel: Callable[..., object], number: Any, images: tuple[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]],
-        macs: int, most: int | None = None, zeros: np.ndarray | None = None,
+        self, plan: Plan, kernel: Callable[..., object], number: Any, images: tuple[str, tuple[int, ...]],
+        wanted: dict[str, tuple[int, ...]], macs: int, most: int | None = None, zeros: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """number: type of images and of what is taken. images: (name, shape of one). wanted: {value to take: shape}, which may be the images.
+        """number: type of images and of what is taken. images: (name, shape of one). wanted: {value to take: shape}, also of the images.
 
         macs: multiply-accumulates of an image. most: threads, default those of the machine. zeros: a row of zeros for the kernel.
         """

@@ -1,7 +1,8 @@
-"""The kernels of int8 inference, and the loop that runs a whole integer network with them: the bits of reference_int8.py, vectors at a time.
+"""The kernels of int8 inference, and the loop that runs a whole integer network with them: reference_int8.py's bits, by vectors.
 
-A table of int64 (int8_engine.py makes it) holds one row per operation, its fields below; run() walks it for a few images at a time. Values are NHWC,
-channels filled up to a multiple of LANES (what lies there is read, but counts nowhere). How a value q is kept depends on what the processor multiplies:
+A table of int64 (int8_engine.py makes it) holds one row per operation, its fields below; run() walks it for a few images at a time. Values
+are NHWC, channels filled up to a multiple of LANES (what lies there is read, but counts nowhere). How a value q is kept depends on what the
+processor multiplies:
 
     pairs   int16, q - zero point: two products are added to each 32-bit sum at once (vpmaddwd); weights are int16 and already doubled
     quads   one byte, q + BYTE_OFFSET: four products at once (vpdpbusd with VNNI, sdot on ARM); the zero point goes into the bias
@@ -12,6 +13,7 @@ Left out: checks; int8_engine.py knows that everything fits, integer.py that no 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -24,8 +26,9 @@ FIELDS = (
     "weights numbers bounds residual depth at extra outside"
 ).split()
 """A row of the table. source, target, residual: bytes into the arena. height ... outputs: of source and target, channels filled up.
-weights: address. numbers: address of the blocks of requantisation (below). bounds: address of three int32: zero point, low, high of what is kept.
-outside: address of a row of what stands for zero. depth: groups of products per output and row of the kernel. at, extra: see the operations."""
+weights, numbers: addresses, the latter of the blocks of requantisation (below). bounds: address of three int32: zero point, low, high of
+what is kept. outside: address of a row of what stands for zero. depth: groups of products per output and row of the kernel.
+at, extra: see the operations."""
 
 GROUP, BYTE_OFFSET, INSTRUCTION = DOT
 
@@ -38,8 +41,8 @@ CONVERT, FRAME, CONV, POINTWISE, DEPTHWISE, WINDOW, AVERAGE, MAXIMUM, MEAN, ADD,
 
 BIAS, DOUBLING, EVEN, ODD, EVEN_ROUND, ODD_ROUND, NEGATIVE, RIGHT = (VECTOR * i for i in range(8))
 BLOCK = 8 * VECTOR
-"""A block of requantisation: eight vectors for LANES channels. Bias; shift to the left, one more than TFLite's; multipliers, and once more for the odd lanes;
-what rounds the 64-bit products of even and odd lanes; above what 1 is missing; shift to the right."""
+"""A block of requantisation: eight vectors for LANES channels. Bias; shift to the left, one more than TFLite's; multipliers, and once more
+for the odd lanes; what rounds the 64-bit products of even and odd lanes; above what 1 is missing; shift to the right."""
 
 SIZE = 4 // GROUP
 """Bytes of a value."""
@@ -63,12 +66,12 @@ KEPT = ir.VectorType(I16 if GROUP == 2 else I8, LANES)
 
 def _dot(emit: Emit, total: Any, values: Any, weights: Any) -> Any:
     """total + the sum of GROUP products per lane. All three are LANES x int32, of which values and weights hold GROUP numbers each."""
-    builder, name = emit.builder, INSTRUCTION
-    parts = ir.VectorType(KEPT.element, LANES * GROUP)
-    if GROUP == 2 and name:
-        return builder.add(total, emit.call(name + "!", WIDE, builder.bitcast(values, parts), builder.bitcast(weights, parts)))
-    if name:
-        return emit.call(name + "!", WIDE, total, values, weights) if "x86" in name else emit.call(name + "!", WIDE, total, builder.bitcast(values, parts), builder.bitcast(weights, parts))  # fmt: skip
+    builder, name, parts = emit.builder, INSTRUCTION + "!", ir.VectorType(KEPT.element, LANES * GROUP)
+    if INSTRUCTION and GROUP == 4 and "x86" in name:
+        return emit.call(name, WIDE, total, values, weights)
+    if INSTRUCTION:
+        both = builder.bitcast(values, parts), builder.bitcast(weights, parts)
+        return builder.add(total, emit.call(name, WIDE, *both)) if GROUP == 2 else emit.call(name, WIDE, total, *both)
     bits = 32 // GROUP
     for part in range(GROUP):
         value, weight = (builder.shl(x, _all(bits * (GROUP - 1 - part))) for x in (values, weights))
@@ -169,17 +172,16 @@ def _tile(panels: int) -> Any:
 
             def segment(_: Any, a_start: Any, b_start: Any, *sums: Any) -> list[Any]:
                 def step(_: Any, b_at: Any, *carried: Any) -> list[Any]:
-                    a_at, sums = carried[: len(thirds)], carried[len(thirds) :]
+                    a_at, before = carried[: len(thirds)], carried[len(thirds) :]
                     weights = [emit.load_as(WIDE, emit.add(b_at, at), 4) for at in b_panels]
                     new = []
                     for r in range(count):
                         value = emit.splat(emit.load_as(I32, emit.add(a_at[r // 3], within[r % 3])))
-                        new += [_dot(emit, sums[r * panels + p], value, weights[p]) for p in range(panels)]
+                        new += [_dot(emit, before[r * panels + p], value, weights[p]) for p in range(panels)]
                     return [emit.add(b_at, VECTOR), *(emit.add(at, 4) for at in a_at), *new]
 
-                b_at, *sums = emit.loop(depth, [b_start, *(emit.add(a_start, third) for third in thirds), *sums], step)
-                sums = sums[len(thirds) :]
-                return [emit.add(a_start, a_segment), b_at, *sums]
+                b_at, *after = emit.loop(depth, [b_start, *(emit.add(a_start, third) for third in thirds), *sums], step)
+                return [emit.add(a_start, a_segment), b_at, *after[len(thirds) :]]
 
             _, _, *sums = emit.loop(segments, [a, b, *start * count], segment)
             limits = _Bounds(emit, bounds)
@@ -189,7 +191,7 @@ def _tile(panels: int) -> Any:
                     found = [_requantise(emit, sums[r * panels + q], emit.add(numbers, BLOCK * q), GROUP == 2) for q in side]
                     limits.store(found, emit.add(c, emit.add(emit.mul(c_row, r), STEP * p)))
 
-        emit.choose(rows, {count: lambda count=count: with_rows(count) for count in sizes})
+        emit.choose(rows, {count: functools.partial(with_rows, count) for count in sizes})
 
     sizes = TILES[panels]
     most = sizes[-1]
@@ -245,63 +247,74 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, numbers, c, 
 # ---- depthwise 3x3: rows of outputs for one panel of channels; values one above the other make a group
 
 
-def _depthwise_rows(at_once: int, stride: int) -> Any:
-    """`at_once` outputs side by side share their columns; the last ones of a row may be done twice.
+AT_ONCE = 4
+"""Outputs of a depthwise row at once, where it has so many."""
+
+
+@emitted(16)
+def _depthwise_rows(emit: Emit, at_once, stride, count, row0, row1, row2, row, out_width, left, right, step, outside, weights, numbers, target, bounds):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+    """`count` rows of outputs. at_once (AT_ONCE or 1) outputs side by side share their columns; the last ones of a row may be done twice.
 
     At most one column of the windows lies outside of the image on either side (left, right: 0 or 1): there, `outside` is read.
     """
-    columns = stride * (at_once - 1) + 3
-    groups = [range(first, min(3, first + GROUP)) for first in range(0, 3, GROUP)]
 
-    @emitted(16)
-    def rows(emit: Emit, count, row0, row1, row2, y_step, out_width, left, right, step, outside, weights, numbers, target, t_row, t_step, bounds):  # type: ignore[no-untyped-def]
+    def case(at_once: int, stride: int) -> None:
         builder, limits = emit.builder, _Bounds(emit, bounds)
+        columns = stride * (at_once - 1) + 3
+        groups = [range(first, min(3, first + GROUP)) for first in range(0, 3, GROUP)]
         start = emit.load_as(WIDE, emit.add(numbers, BIAS), 4)
         kernel = [emit.load_as(WIDE, emit.add(weights, VECTOR * t), 4) for t in range(3 * len(groups))]
-        inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(t_step, i) for i in range(at_once)]
+        steps = [emit.mul(step, i) for i in range(columns)]
         turns = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once))
         last_x = emit.add(out_width, -at_once)
 
-        def row(_: Any, shift: Any, place: Any) -> list[Any]:
+        def packed(bases: list[Any], column: Any, group: range) -> Any:
+            """Values one above the other, in one lane."""
+            found = None
+            for position, y in enumerate(group):
+                value = _read(emit, column(bases[y]), signed=False)
+                found = value if found is None else builder.or_(found, builder.shl(value, _all(32 // GROUP * position)))
+            return found
+
+        def one_row(_: Any, shift: Any, place: Any) -> list[Any]:
             bases = [emit.add(base, shift) for base in (row0, row1, row2)]
 
-            def turn(index: Any) -> list[Any]:
-                x = emit.mul(index, at_once)
+            def turn(number: Any) -> list[Any]:
+                x = emit.mul(number, at_once)
                 x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
                 at = emit.mul(builder.sub(emit.mul(x, stride), left), step)
                 beyond = {
                     0: builder.and_(builder.icmp_signed("==", x, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
                     columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
                 }
+
+                def address(base: Any, column: int) -> Any:
+                    inside = emit.add(emit.add(base, at), steps[column])
+                    return builder.select(beyond[column], outside, inside) if column in beyond else inside
+
                 sums = [start] * at_once
                 for column in range(columns):
                     users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
-                    for number, group in enumerate(groups if users else []):
-                        packed = None
-                        for position, y in enumerate(group):
-                            address = emit.add(emit.add(bases[y], at), inputs[column])
-                            if column in beyond:
-                                address = builder.select(beyond[column], outside, address)
-                            value = _read(emit, address, signed=False)
-                            packed = value if packed is None else builder.or_(packed, builder.shl(value, _all(32 // GROUP * position)))
+                    for index, group in enumerate(groups if users else []):
+                        values = packed(bases, lambda base, column=column: address(base, column), group)
                         for u in users:
-                            sums[u] = _dot(emit, sums[u], packed, kernel[(column - stride * u) * len(groups) + number])
-                goal = emit.add(place, emit.mul(x, t_step))
+                            sums[u] = _dot(emit, sums[u], values, kernel[(column - stride * u) * len(groups) + index])
+                goal = emit.add(place, emit.mul(x, step))
                 for u in range(0, at_once, 2):
                     side = range(u, min(u + 2, at_once))
-                    limits.store([_requantise(emit, sums[v], numbers, GROUP == 2) for v in side], *(emit.add(goal, outputs[v]) for v in side))
+                    found = [_requantise(emit, sums[v], numbers, GROUP == 2) for v in side]
+                    limits.store(found, *(emit.add(goal, steps[v]) for v in side))
                 return []
 
             emit.loop(turns, [], turn)
-            return [emit.add(shift, y_step), emit.add(place, t_row)]
+            return [emit.add(shift, emit.mul(row, stride)), emit.add(place, emit.mul(out_width, step))]
 
-        emit.loop(count, [emit.const(0), target], row)
+        emit.loop(count, [emit.const(0), target], one_row)
 
-    return rows
+    number = emit.add(emit.mul(at_once, 4), stride)
+    cases = [(few, by) for few in (AT_ONCE, 1) for by in (1, 2)]
+    emit.choose(number, {4 * few + by: functools.partial(case, few, by) for few, by in cases})
 
-
-AT_ONCE = 4
-_rows_1, _rows_2, _rows_1_narrow, _rows_2_narrow = _depthwise_rows(AT_ONCE, 1), _depthwise_rows(AT_ONCE, 2), _depthwise_rows(1, 1), _depthwise_rows(1, 2)
 
 ROWS_IN_CACHE = 12288
 """Bytes of input that a depthwise convolution reads for one panel of channels before it goes to the next."""
@@ -335,7 +348,9 @@ def _windows(what: str) -> Any:
 
                 return emit.loop(taps_x, [total], in_x)
 
-            first = _read(emit, image) if what == "maximum" else _all(0) if what == "average" else emit.load_as(WIDE, emit.add(block, BIAS), 4)
+            first = (
+                _read(emit, image) if what == "maximum" else _all(0) if what == "average" else emit.load_as(WIDE, emit.add(block, BIAS), 4)
+            )
             (total,) = emit.loop(taps_y, [first], in_y)
             if what == "average":
                 total = _mean(emit, total, emit.mul(taps_y, taps_x), offset)
@@ -436,8 +451,10 @@ def _converted(inwards: bool) -> Any:
             some(1, i, whole)
             return []
 
-        emit.when(builder.icmp_signed(">", whole, emit.const(0)), lambda: emit.loop(builder.lshr(whole, emit.const(4)), [], vectors) and None)
-        emit.when(builder.icmp_signed(">", rest, emit.const(0)), lambda: emit.loop(rest, [], singles) and None)
+        with builder.if_then(builder.icmp_signed(">", whole, emit.const(0))):
+            emit.loop(builder.lshr(whole, emit.const(4)), [], vectors)
+        with builder.if_then(builder.icmp_signed(">", rest, emit.const(0))):
+            emit.loop(rest, [], singles)
 
     return convert
 
@@ -465,7 +482,10 @@ def _share(count, thread, threads):  # type: ignore[no-untyped-def]
 
 @kernel
 def _frame(op, source, target, images, image_step, from_images, thread, threads):  # type: ignore[no-untyped-def]
-    """Copy images, or convert them from int8 (at: what is kept is so much above), into the middle of frames of zeros, bytes of `extra`. depth: values of a pixel."""
+    """Copy images into the middle of frames of zeros, bytes of `extra`; from_images: convert them from int8 to what is `at` above.
+
+    depth: values of a pixel.
+    """
     height, out_height, depth, fill = number(op, HEIGHT), number(op, OUT_HEIGHT), number(op, DEPTH), number(op, EXTRA)
     row, out_row, left = number(op, WIDTH) * depth, number(op, OUT_WIDTH) * depth * SIZE, number(op, LEFT) * depth * SIZE
     right = out_row - left - row * SIZE
@@ -502,11 +522,14 @@ def _conv(op, source, target, images, thread, threads):  # type: ignore[no-untyp
 def _pointwise(op, source, target, images, thread, threads):  # type: ignore[no-untyped-def]
     """A 1x1 convolution: one product over all pixels; threads divide the pixels, or the outputs where there are few pixels."""
     pixels, outputs, depth = images * number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), number(op, OUTPUTS), number(op, DEPTH)
-    a_row, c_row, weights, numbers, bounds = SIZE * number(op, CHANNELS), SIZE * outputs, number(op, WEIGHTS), number(op, NUMBERS), number(op, BOUNDS)
+    a_row, c_row, weights = SIZE * number(op, CHANNELS), SIZE * outputs, number(op, WEIGHTS)
+    numbers, bounds = number(op, NUMBERS), number(op, BOUNDS)
     if pixels >= 24 * threads or threads == 1:
         first, last = _share(pixels, thread, threads)
         if last > first:
-            product(last - first, outputs, source + first * a_row, a_row, 1, 0, depth, weights, numbers, target + first * c_row, c_row, bounds)
+            product(
+                last - first, outputs, source + first * a_row, a_row, 1, 0, depth, weights, numbers, target + first * c_row, c_row, bounds
+            )
     else:
         first, last = _share(outputs // LANES, thread, threads)
         if last > first:
@@ -517,13 +540,13 @@ def _pointwise(op, source, target, images, thread, threads):  # type: ignore[no-
 @kernel
 def _depthwise(op, source, target, images, thread, threads):  # type: ignore[no-untyped-def]
     """3x3 with stride 1 or 2 and at most one column outside on either side."""
-    height, width, channels, out_height, out_width = number(op, HEIGHT), number(op, WIDTH), number(op, CHANNELS), number(op, OUT_HEIGHT), number(op, OUT_WIDTH)
-    stride, top, left, outside = number(op, STRIDE_X), number(op, TOP), number(op, LEFT), number(op, OUTSIDE)
+    height, width, out_height, out_width = number(op, HEIGHT), number(op, WIDTH), number(op, OUT_HEIGHT), number(op, OUT_WIDTH)
+    channels, stride, outside = number(op, CHANNELS), number(op, STRIDE_X), number(op, OUTSIDE)
+    top, left = number(op, TOP), number(op, LEFT)
     weights, numbers, bounds = number(op, WEIGHTS), number(op, NUMBERS), number(op, BOUNDS)
     step = SIZE * channels
-    row, out_row = width * step, out_width * step
-    right = max(0, (out_width - 1) * stride - left + 3 - width)
-    some = max(1, ROWS_IN_CACHE // row)
+    row, right = width * step, max(0, (out_width - 1) * stride - left + 3 - width)
+    some, at_once = max(1, ROWS_IN_CACHE // row), AT_ONCE if out_width >= AT_ONCE else 1
     panel = 3 * ((2 + GROUP) // GROUP) * VECTOR
     first, last = _share(images * out_height, thread, threads)
     y = first
@@ -537,17 +560,9 @@ def _depthwise(op, source, target, images, thread, threads):  # type: ignore[no-
         if at >= 0:  # rows that see three rows of the image are done together, as many as stay in the cache
             count = max(1, min((height - 3 - at) // stride + 1, min(last - y, min(out_height - in_image, some))))
         for p in range(channels // LANES):
-            shift, place = p * STEP, target + y * out_row + p * STEP
+            at0, at1, at2, place = row0 + p * STEP, row1 + p * STEP, row2 + p * STEP, target + y * out_width * step + p * STEP
             w, n = weights + p * panel, numbers + p * BLOCK
-            if stride == 1:
-                if out_width >= AT_ONCE:
-                    _rows_1(count, row0 + shift, row1 + shift, row2 + shift, row, out_width, left, right, step, outside, w, n, place, out_row, step, bounds)
-                else:
-                    _rows_1_narrow(count, row0 + shift, row1 + shift, row2 + shift, row, out_width, left, right, step, outside, w, n, place, out_row, step, bounds)
-            elif out_width >= AT_ONCE:
-                _rows_2(count, row0 + shift, row1 + shift, row2 + shift, 2 * row, out_width, left, right, step, outside, w, n, place, out_row, step, bounds)
-            else:
-                _rows_2_narrow(count, row0 + shift, row1 + shift, row2 + shift, 2 * row, out_width, left, right, step, outside, w, n, place, out_row, step, bounds)
+            _depthwise_rows(at_once, stride, count, at0, at1, at2, row, out_width, left, right, step, outside, w, n, place, bounds)
         y += count
 
 
@@ -602,7 +617,9 @@ def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zero
                 step = number(feeds, 1)
                 _frame(op, number(feeds, 0) + done * step, target, images, step, True, thread, threads)
             elif kind == FRAME:
-                _frame(op, source, target, images, number(op, HEIGHT) * number(op, WIDTH) * number(op, DEPTH) * SIZE, False, thread, threads)
+                _frame(
+                    op, source, target, images, number(op, HEIGHT) * number(op, WIDTH) * number(op, DEPTH) * SIZE, False, thread, threads
+                )
             elif kind == WINDOW or kind == AVERAGE or kind == MAXIMUM or kind == MEAN:
                 _window(op, source, target, images, kind, scratch, thread, threads)
             elif kind == ADD or kind == RESCALE:
@@ -610,26 +627,54 @@ def run(table, operations, arena, arena_bytes, feeds, first, last, at_once, zero
                 if end > start:
                     shift = start * STEP
                     if kind == ADD:
-                        _added(end - start, source + shift, arena + number(op, RESIDUAL) + shift, target + shift, number(op, NUMBERS), number(op, BOUNDS))
+                        _added(
+                            end - start,
+                            source + shift,
+                            arena + number(op, RESIDUAL) + shift,
+                            target + shift,
+                            number(op, NUMBERS),
+                            number(op, BOUNDS),
+                        )
                     else:
                         _rescaled(end - start, source + shift, target + shift, number(op, NUMBERS), number(op, BOUNDS))
             elif kind == PLACE:  # channels of a value beside those of others
                 start, end = _share(images * number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), thread, threads)
                 for pixel in range(start, end):
-                    copy(target + SIZE * (pixel * number(op, OUTPUTS) + number(op, AT)), source + SIZE * pixel * number(op, CHANNELS), SIZE * number(op, DEPTH))
-            elif kind == RESHAPE and thread == 0:  # depth: channels of the source, extra: of the target, at: as many as are in one piece in both
-                pixels, out_pixels, piece = number(op, HEIGHT) * number(op, WIDTH), number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), number(op, AT)
+                    copy(
+                        target + SIZE * (pixel * number(op, OUTPUTS) + number(op, AT)),
+                        source + SIZE * pixel * number(op, CHANNELS),
+                        SIZE * number(op, DEPTH),
+                    )
+            elif (
+                kind == RESHAPE and thread == 0
+            ):  # depth: channels of the source, extra: of the target, at: as many as are in one piece in both
+                pixels, out_pixels, piece = (
+                    number(op, HEIGHT) * number(op, WIDTH),
+                    number(op, OUT_HEIGHT) * number(op, OUT_WIDTH),
+                    number(op, AT),
+                )
                 depth, out_depth = number(op, DEPTH), number(op, EXTRA)
                 for image in range(images):
                     for value in range(0, pixels * depth, piece):
                         place = (image * out_pixels + value // out_depth) * number(op, OUTPUTS) + value % out_depth
-                        copy(target + SIZE * place, source + SIZE * ((image * pixels + value // depth) * number(op, CHANNELS) + value % depth), SIZE * piece)
-            elif kind == TAKE and thread == 0:  # to the caller as int8, without the channels that fill up; extra: what is kept is so much above
+                        copy(
+                            target + SIZE * place,
+                            source + SIZE * ((image * pixels + value // depth) * number(op, CHANNELS) + value % depth),
+                            SIZE * piece,
+                        )
+            elif (
+                kind == TAKE and thread == 0
+            ):  # to the caller as int8, without the channels that fill up; extra: what is kept is so much above
                 pixels, depth = number(op, OUT_HEIGHT) * number(op, OUT_WIDTH), number(op, DEPTH)
                 place, step = number(feeds, 2 * number(op, AT)), number(feeds, 2 * number(op, AT) + 1)
                 for image in range(images):
                     for pixel in range(pixels):
-                        _give(depth, source + SIZE * (image * pixels + pixel) * number(op, CHANNELS), place + (done + image) * step + pixel * depth, number(op, EXTRA))
+                        _give(
+                            depth,
+                            source + SIZE * (image * pixels + pixel) * number(op, CHANNELS),
+                            place + (done + image) * step + pixel * depth,
+                            number(op, EXTRA),
+                        )
             barrier(counter, threads)
         done += images
 
