@@ -181,7 +181,7 @@ class Page:
     def room(self, pixels: float) -> None:
         """Make the sheet longer where there are fewer pixels below `y`."""
         if (self.y + pixels) * SCALE > self.image.height:
-            longer = Image.new("RGB", (WIDTH * SCALE, round(self.y + pixels + ROOM) * SCALE), WHITE)
+            longer = Image.new("RGB", (WIDTH * SCALE, max(round(self.y + pixels) * SCALE, self.image.height * 3 // 2)), WHITE)
             longer.paste(self.image)
             self.image, self.pen = longer, ImageDraw.Draw(longer)
 

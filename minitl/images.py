@@ -429,11 +429,12 @@ def photos_ahead(
 
 def read_photos(paths: Iterable[Path], recipe: Recipe, workers: int | None = None) -> Iterator[tuple[Path, np.ndarray | PhotoError]]:
     """(path, uint8 pixels (H, W, 3) or the PhotoError) for every path, in order, decoded in background threads."""
+    return photos_ahead(functools.partial(try_photo, recipe=recipe), paths, workers)
 
-    def read(path: Path) -> np.ndarray | PhotoError:
-        try:
-            return read_photo(path, recipe)
-        except PhotoError as error:
-            return error
 
-    return photos_ahead(read, paths, workers)
+def try_photo(path: Path, recipe: Recipe) -> np.ndarray | PhotoError:
+    """What read_photo() gives or raises."""
+    try:
+        return read_photo(path, recipe)
+    except PhotoError as error:
+        return error

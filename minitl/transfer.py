@@ -25,11 +25,11 @@ from .augment import Augmentation
 from .autofreeze import Choice
 from .checkpoints import Checkpoint
 from .errors import MinitlError
-from .features import Extraction, Features, Progress, extract
+from .features import Extraction, Features, Progress, cache_key, extract
 from .files import printable
 from .folders import Item, Listing, find_photos, groups_alike, list_folder, split, with_validation
 from .graph import Graph
-from .images import PhotoError, read_photos
+from .images import PhotoError, photos_ahead, read_photos, try_photo
 from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Deployment, Model
@@ -97,12 +97,16 @@ class Evaluation:
 
 
 def evaluate(network: Model | Deployment, items: Sequence[Item], int8: bool = False, progress: Progress | None = None) -> Evaluation:
-    """Ask the network about every photo, one at a time, as a user would. int8: a model's int8 network, exactly as a header computes.
+    """Ask the network about every photo. int8: a model's int8 network, exactly as a header computes.
 
     Raises MinitlError where no photo can be read.
     """
     chosen = network.deploy() if int8 and isinstance(network, Model) else network
     return evaluate_all([chosen], items, progress)[0]
+
+
+AT_ONCE = 8
+"""Photos that are judged together."""
 
 
 def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], progress: Progress | None = None) -> list[Evaluation]:
@@ -112,15 +116,23 @@ def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], 
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
     judged: list[list[tuple[Array, Array]]] = [[] for _ in networks]
-    for done, (item, (_, found)) in enumerate(zip(items, read_photos([item.path for item in items], recipe), strict=True), start=1):
-        if isinstance(found, PhotoError):
-            skipped.append({"file": item.name, "reason": found.reason})
-        else:
-            kept.append(item)
-            for network, answers in zip(networks, judged, strict=True):
-                answers.append(network.judge(found[None]))
-        if progress:
-            progress(done, len(items))
+
+    def judge(some: Sequence[Item]) -> tuple[list[Array | PhotoError], list[tuple[Array, Array]]]:
+        """Each thread takes some photos all the way; an answer does not depend on the others."""
+        photos = [try_photo(item.path, recipe) for item in some]
+        pixels = [photo for photo in photos if not isinstance(photo, PhotoError)]
+        return photos, [network.judge(np.stack(pixels)) for network in networks] if pixels else []
+
+    for some, (photos, found) in photos_ahead(judge, [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]):
+        for item, photo in zip(some, photos, strict=True):
+            if isinstance(photo, PhotoError):
+                skipped.append({"file": item.name, "reason": photo.reason})
+            else:
+                kept.append(item)
+            if progress:
+                progress(len(kept) + len(skipped), len(items))
+        for answers, of_network in zip(judged, found, strict=False):
+            answers.append(of_network)
     if not kept:
         raise MinitlError(f"none of the {len(items)} photos can be read; the first: {skipped[0]['file']}: {skipped[0]['reason']}")
     labels = np.array([item.label for item in kept])
@@ -307,9 +319,19 @@ class Photos:
             graph.frozen = before
             self.seconds += time.monotonic() - started
 
+    def _key(self, frozen: Mapping[str, bool | Array]) -> str:
+        """What the features at the border of a mask depend on."""
+        graph = self.model.graph
+        before, graph.frozen = graph.frozen, dict(frozen)
+        try:
+            return cache_key(graph, self.model.recipe)
+        finally:
+            graph.frozen = before
+
     def read(self, listing: Listing, fraction: float, frozen: Mapping[str, bool | Array], note: Callable[[str], None]) -> None:
         """Read all, with the mask of the first training; divide into training and validation photos."""
         self.found = self._extract(frozen, [item.path for item in listing.items])
+        self.made_by = self._key(frozen)
         if self.found.cache_problem:
             note(f"features are not kept: {self.found.cache_problem}")
         self.items = [listing.items[i] for i in self.found.kept]
@@ -439,6 +461,13 @@ class Photos:
         """What the classifier reads, by the network as it is now."""
         return self._extract(head_mask(self.model, {}), paths, quiet=True)
 
+    def features_of(self, at: Array) -> tuple[Array, Array]:
+        """The same of photos that were read before: (n, F) and the numbers of those photos that can be read still."""
+        if self._key(head_mask(self.model, {})) == self.made_by:
+            return self.found.features.take(at).values(), at
+        found = self.features_now([self.items[i].path for i in at])
+        return found.features.values(), at[found.kept]
+
     def train_rounded(self, before: list[Evaluation], seed: int, kept: Checkpoint, note: Callable[[str], None]) -> list[Evaluation]:
         """Quantisation-aware training of what is not frozen; the model stays as it is where int8 gains nothing."""
         pixels, labels = self._again({}, np.arange(len(self.items))), self.labels
@@ -466,9 +495,9 @@ class Photos:
     def learn_neither(self, val: Evaluation, others: Sequence[Path], what: str, keep: float) -> dict[str, Any]:
         """Teach the model its third answer; returns the entry of the report."""
         model, network = self.model, self.model.deploy()
-        train = self.features_now([self.items[i].path for i in self.train_at])
+        train, kept = self.features_of(self.train_at)
         paths = [item.path for item in val.items]
-        rows = neither.directions(train.features.values(), self.labels[self.train_at[train.kept]], len(model.classes))
+        rows = neither.directions(train, self.labels[kept], len(model.classes))
         values: list[Array] = []
         values_int8: list[Array] = []
         for path, photo in read_photos(paths, model.recipe):
@@ -490,18 +519,15 @@ class Photos:
 
     def beside_training_photos(self, mistakes: list[dict[str, Any]], val: Evaluation, most: int = 12) -> list[dict[str, Any]]:
         """The worst mistakes with the training photos that the network finds most alike."""
-        where = {item.name: item.path for item in val.items}
         shown = mistakes[:most]
         if not shown:
             return mistakes
-        among = self.train_at[:: math.ceil(len(self.train_at) / NEAREST_AMONG)]
-        near = self.features_now([self.items[i].path for i in among])
-        far = self.features_now([where[mistake["file"]] for mistake in shown])
-        if len(far.kept) != len(shown):  # one has gone: its neighbours are no loss
+        where = {self.items[i].name: i for i in self.val_at}
+        near, among = self.features_of(self.train_at[:: math.ceil(len(self.train_at) / NEAREST_AMONG)])
+        far, kept = self.features_of(np.array([where[mistake["file"]] for mistake in shown]))
+        if len(kept) != len(shown):  # one has gone: its neighbours are no loss
             return mistakes
-        names = [self.items[among[i]].name for i in near.kept]
-        labels = self.labels[among[near.kept]]
-        found = nearest_training(near.features.values(), names, labels, val.classes, far.features.values())
+        found = nearest_training(near, [self.items[i].name for i in among], self.labels[among], val.classes, far)
         return [mistake | {"nearest": nearest} for mistake, nearest in zip(shown, found, strict=True)] + mistakes[most:]
 
 

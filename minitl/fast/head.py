@@ -46,7 +46,7 @@ def _plus_products(emit: Emit, sums: Sequence[Any], addresses: Sequence[Any], ve
 def _forward(photos: int) -> Any:
     @emitted(6)
     def forward(emit: Emit, table: Any, depth: Any, weights: Any, row: Any, bias: Any, target: Any) -> Any:
-        """LANES outputs of so many photos: bias + x . weights. table: addresses of their features; row: bytes of a row of weights, of target."""
+        """LANES outputs of so many photos: bias + x . weights. table: addresses of features; row: bytes of one of weights."""
         xs = [emit.load_as(emit.const(0).type, emit.add(table, 8 * n)) for n in range(photos)]
 
         def step(i: Any, at: Any, *sums: Any) -> list[Any]:
