@@ -27,8 +27,8 @@ OURS, ONNX, PYTORCH = "minitl", "ONNX Runtime", "PyTorch"
 def report(quick, threads):
     table = Table(
         "Growth",
-        "Inference and training: milliseconds for one image. Memory: MiB at most, of inference above the imports, of training a step above "
-        "the state before it, of programs the whole process.",
+        "Inference and training: milliseconds for one image. Memory: MiB at most, of inference and training above the "
+        "imports, of programs the whole process.",
         ("", "inference, ms", "memory", "ONNX Runtime, ms", "memory", "training, ms", "memory", "PyTorch, ms", "memory"),
     )
     for axis, points in AXES.items():
@@ -69,9 +69,7 @@ def _point(name, batch, threads, quick, table):
             table.remark(f"Without {who}: {why}.")
     nan = float("nan")
     return [
-        (1000 * medians[who] / batch, memory[who].growth if who in ("inference", ONNX) else memory[who].step)
-        if who in medians
-        else (nan, nan)
+        (1000 * medians[who] / batch, memory[who].growth) if who in medians else (nan, nan)
         for who in ("inference", ONNX, "training", PYTORCH)
     ]
 

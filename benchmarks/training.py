@@ -20,8 +20,8 @@ EPOCHS = 100
 def report(quick, threads):
     table = Table(
         "Training",
-        "ours / this one: times the throughput, beside it the least we want. Memory: MiB at most, of a step above the state before "
-        "it / above the imports / of the process. Loss: of the first step, or the best validation loss of the classifier.",
+        "ours / this one: times the throughput, beside it the least we want. Memory: MiB at most, above the imports / of the "
+        "process. Loss: of the first step, or the best validation loss of the classifier.",
         ("", "ms", "images/s", "ours / this one", "goal", "memory", "loss"),
     )
     for network, cases in list(NETWORKS.items())[: 1 if quick else None]:
@@ -60,7 +60,7 @@ def _rows(table, title, threads, contenders, images, goal, quick, tolerance):
             number(images / seconds),
             f"{seconds / medians[OURS]:.2f}",
             f"({goal:g})" if goal and who == PYTORCH else "",
-            f"{memory[who].step:.1f} / {memory[who].growth:.0f} / {memory[who].process:.0f}",
+            f"{memory[who].growth:.0f} / {memory[who].process:.0f}",
             f"{losses[who]:.5f}",
         )
     for who, why in turns.missing.items():

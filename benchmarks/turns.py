@@ -10,7 +10,6 @@ In: "module:function" and its arguments, plain values. The function imports what
 returns a function that does it once and returns an array, or None. Left out: what the work is.
 """
 
-import gc
 import importlib
 import io
 import json
@@ -43,14 +42,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB of resident memory. growth: highest point above that after the imports. process: highest point of all, libraries included.
-
-    step: highest point of one more piece of work above the state before it. nan where the system does not tell.
-    """
+    """MiB of resident memory at most. growth: above that after the imports; nan where the system does not tell. process: all of it."""
 
     growth: float
     process: float
-    step: float
 
 
 class Turns:
@@ -140,23 +135,13 @@ def imported():
     _after_imports = status("VmRSS")
 
 
-def _memory(step):
+def _memory():
     peak = status("VmHWM")
     if peak != peak:  # not Linux: the highest point so far is all there is
         import resource
 
-        return float("nan"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, float("nan")
-    import ctypes
-
-    peaks = []
-    for _ in range(3):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        step()
-        peaks.append(status("VmHWM") - before)
-    return peak - _after_imports, peak, statistics.median(peaks)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak - _after_imports, peak
 
 
 def _work(step, seconds):
@@ -195,7 +180,7 @@ def _serve(work, arguments):
         elif question == "work":
             reply(_work(step, *rest))
         else:
-            reply(_memory(step))
+            reply(_memory())
 
 
 if __name__ == "__main__":
