@@ -16,11 +16,13 @@ import tempfile
 from pathlib import Path
 
 import contenders
+import inference
 from tables import Table, number
 
 HERE = Path(__file__).parent
 BACKBONE = contenders.WEIGHTS / "mobilenet_v1_0.25_128_quant.tflite"
 MINITL = [sys.executable, "-m", "minitl"]
+NAMES = {"onnx_runtime": "ONNX Runtime", "litert": "LiteRT"}
 PREDICT, TRAIN = "minitl predict", "minitl train"
 
 
@@ -59,8 +61,6 @@ def report(quick, threads):
 
 def _predictions(table, folder, rounds):
     """One photo, MobileNetV1 0.25 at 96x96."""
-    import formats
-
     from minitl import demo_pictures
 
     photo = folder / "photo.jpg"
@@ -72,15 +72,12 @@ def _predictions(table, folder, rounds):
         PREDICT: ([*MINITL, "predict", str(folder / "model.npz"), str(photo)], {}),
         "minitl in Python": script("predict_minitl", folder / "model.npz", photo),
     }
-    for name, package, made_by, format in (
-        ("ONNX Runtime", "onnxruntime", "onnx", "onnx"),
-        ("LiteRT", "ai_edge_litert", "flatbuffers", "tflite"),
-    ):
-        if installed(package) and installed(made_by):
-            (folder / f"model.{format}").write_bytes(getattr(formats, f"{format}_bytes")(graph))
-            programs[name] = script(f"predict_{name.lower().replace(' ', '_')}", folder / f"model.{format}", photo)
+    files = inference.files_of(graph, folder, table)
+    for name, package, format in (("onnx_runtime", "onnxruntime", "onnx"), ("litert", "ai_edge_litert", "tflite")):
+        if format in files and installed(package):
+            programs[NAMES[name]] = script(f"predict_{name}", files[format], photo)
         else:
-            table.remark(f"Without {name}: {package} and {made_by} are not both installed.")
+            table.remark(f"Without {NAMES[name]}.")
     if installed("torch"):
         import torch
         from twins import Twin
@@ -118,6 +115,7 @@ def _trainings(table, folder, quick):
     if installed("torch"):
         save_for_pytorch(folder / "backbone.pt")
         programs["PyTorch"] = script("train_pytorch", photos, folder / "backbone.pt", 0.25, 128)
+    launch(1, {TRAIN: (train(photos, out, kept / "warm"), {})})
     found = {}
     for i in range(rounds):
         for name, runs in launch(1, {TRAIN: (train(photos, out, kept / str(i)), {}), **programs}).items():
