@@ -54,6 +54,11 @@ def aligned(values: np.ndarray) -> np.ndarray:
     return copy
 
 
+def room(size: int) -> np.ndarray:
+    """Memory for a block of so many bytes and what lies behind it."""
+    return aligned(np.zeros(size + BEHIND, np.uint8))
+
+
 @dataclass
 class Plan:
     """The program of a network. fields, kinds: of a row. number: type of what values in the block consist of, in the end.
@@ -119,18 +124,21 @@ class Program:
         self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
         self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
         self._zeros = aligned(np.zeros(1) if zeros is None else zeros)
-        self._blocks: list[np.ndarray] = []
+        self._program, self._zeros_address = (self.table.ctypes.data, len(self.table)), self._zeros.ctypes.data
+        self._blocks: list[_Block] = []
         self._kernel = kernel
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """(N, *shape of an image) -> {wanted value: (N, ...)}. May be called from several threads at once."""
-        images = np.require(images, self.number, ["C", "A"])
+        flags = images.flags
+        if images.dtype != self.number or not (flags.c_contiguous and flags.aligned):
+            images = np.require(images, self.number, ["C", "A"])
         name, shape = self.images
         if images.shape[1:] != shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, shape))}), found {images.shape}")
         count = len(images)
         found = {value: images if value == name else np.empty((count, *shape), self.number) for value, shape in self.wanted.items()}
-        addresses = np.array([(array.ctypes.data, array.nbytes // max(count, 1)) for array in (images, *found.values())], np.int64)
+        feeds = [number for array in (images, *found.values()) for number in (array.ctypes.data, array.nbytes // max(count, 1))]
         most = threads() if self.most is None else self.most
         groups = -(-count // self.at_once)
         if groups >= most or (self.macs < WORTH_THREADS and groups > 1):
@@ -138,24 +146,39 @@ class Program:
             def some(part: int, parts: int) -> None:
                 first, last = (min(count, self.at_once * (groups * p // parts)) for p in (part, part + 1))
                 if last > first:
-                    block = self._take_block()
-                    self._call(block, addresses, first, last, 0, 1, 0)
+                    block = self._take_block(feeds)
+                    self._call(block, first, last, 0, 1)
                     self._blocks.append(block)
 
             together(some, min(most, groups))
         elif count:
-            block, counter = self._take_block(), np.zeros(1, np.int64)
-            shared = lambda part, parts: self._call(block, addresses, 0, count, part, parts, counter.ctypes.data)  # noqa: E731
-            together(shared, most if self.macs >= WORTH_THREADS else 1)
+            block = self._take_block(feeds)
+            parts = most if self.macs >= WORTH_THREADS else 1
+            if parts == 1:
+                self._call(block, 0, count, 0, 1)
+            else:
+                together(lambda part, parts: self._call(block, 0, count, part, parts), parts)
             self._blocks.append(block)
         return found
 
-    def _call(self, block: np.ndarray, feeds: np.ndarray, first: int, last: int, part: int, parts: int, counter: int) -> None:
-        self._kernel(self.table.ctypes.data, len(self.table), block.ctypes.data, self.size, feeds.ctypes.data, first, last, self.at_once,
-                     self._zeros.ctypes.data, part, parts, counter)  # fmt: skip
+    def _call(self, block: _Block, first: int, last: int, part: int, parts: int) -> None:
+        self._kernel(*self._program, block.address, self.size, block.feeds_address, first, last, self.at_once, self._zeros_address, part, parts,
+                     block.counter_address)  # fmt: skip
 
-    def _take_block(self) -> np.ndarray:
+    def _take_block(self, feeds: list[int]) -> _Block:
+        """One that nobody uses; `feeds` are put into it."""
         try:
-            return self._blocks.pop()
+            block = self._blocks.pop()
         except IndexError:
-            return aligned(np.zeros(self.size + BEHIND, np.uint8))
+            block = _Block(self.size, len(feeds))
+        block.feeds[:] = feeds
+        block.counter[0] = 0
+        return block
+
+
+class _Block:
+    """Memory for one run, and what the kernel is told of it; their addresses are asked for once, since that takes NumPy a microsecond."""
+
+    def __init__(self, size: int, feeds: int) -> None:
+        self.memory, self.feeds, self.counter = room(size), np.zeros(feeds, np.int64), np.zeros(1, np.int64)
+        self.address, self.feeds_address, self.counter_address = (a.ctypes.data for a in (self.memory, self.feeds, self.counter))

@@ -149,13 +149,13 @@ def test_nothing_is_written_outside_of_the_block_and_of_the_answers(monkeypatch)
     """Guards on both sides of the block, whose reserve for threads alone may change, and of an answer."""
     guards = []
 
-    def guarded(engine):
-        block = np.full(4096 + engine.size + program.BEHIND + 4096, 0x5A, np.uint8)
+    def guarded(size):
+        block = np.full(4096 + size + program.BEHIND + 4096, 0x5A, np.uint8)
         start = 2048 - block[2048:].ctypes.data % 64 + 64
-        guards.append((block, start, start + engine.size, start + engine.size + program.BEHIND))
+        guards.append((block, start, start + size, start + size + program.BEHIND))
         return block[start:]
 
-    monkeypatch.setattr(program.Program, "_take_block", guarded)
+    monkeypatch.setattr(program, "room", guarded)
     for graph in [*awkward_graphs(), every_kind(), *(random_graph(seed) for seed in range(10))]:
         check(graph, 2, threads=1)
     for block, start, end, last in guards:
