@@ -10,6 +10,7 @@ process costs more time than many a kernel. let_go() gives them back to the syst
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import threading
@@ -56,7 +57,7 @@ class _Lent:
     """Memory of an array; when the last array that uses it goes, the block is free again."""
 
     def __init__(self, shape: tuple[int, ...], block: tuple[int, int, Array]) -> None:
-        self.block, self.address, self.home = block, block[1], _returned
+        self.block, self.home = block, _returned
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": FLOAT.str, "data": (block[1], False)}
 
     def __del__(self) -> None:
@@ -88,12 +89,22 @@ def let_go() -> None:
         _returned = []
 
 
+def _first_field(array: Array) -> int:
+    """The address of an array's numbers: the first field of its C struct, where NumPy's ABI keeps it. ctypes.data takes ten times as long."""
+    return ctypes.c_ssize_t.from_address(id(array) + object.__basicsize__).value
+
+
+def _said(array: Array) -> int:
+    """The same, asked for."""
+    return int(array.ctypes.data)
+
+
+_where = _first_field if _first_field(_probe := np.zeros(1)) == _said(_probe) else _said
+
+
 def _address(array: Any) -> int:
-    """Where its numbers lie; NumPy takes its time to say."""
-    if isinstance(array, Table):
-        return array.buffer_info()[0]
-    base = array.base
-    return base.address if type(base) is _Lent else array.__array_interface__["data"][0]
+    """Where its numbers lie."""
+    return array.buffer_info()[0] if type(array) is Table else _where(array)
 
 
 # ---- calling the kernels
@@ -142,7 +153,19 @@ def _run(kernel: Any, tasks: int, scratch: int, *arguments: Any) -> None:
     together(lambda part, parts: kernel(at, start + 4 * part * scratch), parts)
 
 
-UNBOUNDED = np.full(2, np.nan, np.float32)
+@functools.cache
+def _numbers(*values: float) -> int:
+    """Address of these floats."""
+    _kept.append(np.array(values, np.float32))
+    return _address(_kept[-1])
+
+
+_kept: list[Array] = []
+
+
+def _bounds(high: float | None) -> int:
+    """Address of the two bounds of a clamp."""
+    return _numbers(np.nan if high is None else 0.0, np.nan if high in (None, np.inf) else high)  # type: ignore[arg-type]
 
 
 def _packed(matrix: Array) -> tuple[Array, int]:
@@ -156,11 +179,17 @@ def _packed(matrix: Array) -> tuple[Array, int]:
     return packed, columns
 
 
-def _filled(bias: Array | None, size: int) -> Array:
+def _filled(bias: Array | None, size: int) -> Array | int:
+    """A bias, filled up with zeros; the address of zeros where there is none."""
+    if bias is None and size <= ZEROS.size:
+        return _address_of_zeros
     filled = np.zeros(size, np.float32)
-    if bias is not None:
-        filled[: len(bias)] = bias
+    filled[: 0 if bias is None else len(bias)] = 0 if bias is None else bias
     return filled
+
+
+ZEROS = np.zeros(4096, np.float32)
+_address_of_zeros = _address(ZEROS)
 
 
 # ---- convolutions
@@ -176,7 +205,7 @@ def _product(x: Array, matrix: Array, bias: Array | None) -> Array:
     tasks = -(-rows // band) if rows * depth * outputs > 1 << 20 else 1
     geometry = Table("q", [1, 1, rows, depth, 0, 0, 0, 0, 1, rows, outputs, columns, 1, 1, 1, 1, band, 1, 1])
     scratch = 0 if columns == outputs else band * columns
-    _run(_library().convolution, tasks, scratch, geometry, x, packed, _filled(bias, columns), y, UNBOUNDED)
+    _run(_library().convolution, tasks, scratch, geometry, x, packed, _filled(bias, columns), y, _bounds(None))
     return y
 
 
@@ -211,7 +240,7 @@ def conv2d(x: Array, kernel: Array, strides: Pair, padding: Padding, bias: Array
     y = _empty(len(x), oh, ow, outputs)
     geometry = _geometry(x, (kh, kw), strides, padding, (oh, ow), outputs)
     scratch = _frame_size(x, padding) + ow * columns
-    _run(_library().convolution, len(x), scratch, geometry, x, packed, _filled(bias, columns), y, UNBOUNDED)
+    _run(_library().convolution, len(x), scratch, geometry, x, packed, _filled(bias, columns), y, _bounds(None))
     return y
 
 
@@ -240,7 +269,12 @@ def conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Padding, window:
         geometry = _geometry(x, window, strides, padding, dy.shape[1:3], outputs)
         parts = np.zeros((min(len(x), 8), *window, inputs, outputs), np.float32)
         _run(_kernel("conv_dkernel", outputs), len(parts), _frame_size(x, padding), geometry, x, dy, parts)
-    return parts.sum(axis=0).reshape(*window, inputs, outputs)
+    return _summed(parts).reshape(*window, inputs, outputs)
+
+
+def _summed(parts: Array) -> Array:
+    """(groups, ...) -> (...), in their order."""
+    return parts[0] if len(parts) == 1 else parts.sum(axis=0)
 
 
 def _slides(window: Pair, strides: Pair) -> bool:
@@ -297,7 +331,7 @@ def depthwise_conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Paddin
     geometry = _geometry(x, window, strides, padding, dy.shape[1:3], channels, min(band, dy.shape[1]))
     parts = np.zeros((min(len(x), 8), 9, channels), np.float32)
     _run(_kernel("depthwise_dkernel", channels), len(parts), scratch, geometry, x, dy, parts)
-    return parts.sum(axis=0).reshape(3, 3, channels)
+    return _summed(parts).reshape(3, 3, channels)
 
 
 # ---- batch normalisation
@@ -325,11 +359,6 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean, variance
 
 
-@functools.cache
-def _bounds(high: float | None) -> Array:
-    return UNBOUNDED if high is None else np.array([0, np.nan if high == np.inf else high], np.float32)
-
-
 def batch_norm(x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, high: float | None = None) -> Array:
     """(..., C) -> (..., C)."""
     if not _fits(x, mean, variance, gamma, beta, channels=x.shape[-1]):
@@ -347,12 +376,20 @@ def batch_norm_training(
         return kernels.batch_norm_training(x, mean, variance, from_batch, gamma, beta, epsilon, high)
     x, y, norm = _dense(x), _empty(*x.shape), np.empty((8, len(mean)), np.float32)
     norm[0], norm[1], norm[2], norm[3], norm[4] = mean, variance, gamma, beta, from_batch
-    _pass("norm_forward", x, x, _parts(x), norm, np.array([epsilon], np.float32), _bounds(high), y)
+    _pass("norm_forward", x, x, _parts(x), norm, _numbers(epsilon), _bounds(high), y)
     return y, norm[5], norm[6]
 
 
 def batch_norm_backward(
-    dy: Array, x: Array, mean: Array, variance: Array, gamma: Array, beta: Array, epsilon: float, from_batch: Array, high: float | None = None
+    dy: Array,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    from_batch: Array,
+    high: float | None = None,
 ) -> tuple[Array, Array, Array]:
     """-> dx (..., C), dgamma (C,), dbeta (C,)."""
     if not _fits(dy, x, mean, variance, gamma, beta, channels=x.shape[-1]):

@@ -368,7 +368,7 @@ def _depthwise_dkernel(lanes: int) -> Any:
 
 
 def _norms(lanes: int) -> Any:
-    """Four passes over rows of channels, four vectors of channels at a time. A chunk of rows stays in the first-level cache."""
+    """Passes over rows of channels, four vectors of channels at a time. A chunk of rows stays in the first-level cache."""
 
     def passing(arguments: int) -> Any:
         """Make body(emit, panels, count, step, ...) an instruction sequence for 1, 2 or 4 vectors of channels."""
@@ -520,7 +520,9 @@ def _norms(lanes: int) -> Any:
         row = [emit.add(norm, emit.mul(step, r)) for r in range(10)]
         totals = []
         for part in (products, parts):
-            (sums,) = emit.loop(chunks, [zero], lambda i, s, part=part: [emit.builder.fadd(s, wide(emit, emit.add(part, emit.mul(i, step))))])
+            (sums,) = emit.loop(
+                chunks, [zero], lambda i, s, part=part: [emit.builder.fadd(s, wide(emit, emit.add(part, emit.mul(i, step))))]
+            )
             totals.append(sums)
         totals[0] = emit.builder.fmul(totals[0], wide(emit, row[3]))
         for n, total in enumerate(totals):
