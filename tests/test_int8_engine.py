@@ -280,7 +280,8 @@ def test_the_machine_code_for_other_processors_has_their_instruction(cpu, featur
     """Compiled for them, not run. Numba is told the processor by its own variables, minitl by what LLVM says of it."""
     features = ",".join(f"+{feature}" for feature in features.split(","))
     code = (
-        "import llvmlite.binding as llvm, types\n"
+        "import llvmlite.binding as llvm, platform, types\n"
+        "platform.machine = lambda: 'AMD64'  # as on Windows, where LLVM is asked and not the system\n"
         f"llvm.get_host_cpu_name = lambda: {cpu!r}\n"
         f"llvm.get_host_cpu_features = lambda: types.SimpleNamespace(flatten=lambda: {features!r})\n"
         "import numba\n"
