@@ -316,14 +316,17 @@ def make(graph: Graph, wanted: Iterable[str] = (), threads: int | None = None) -
 class Values:
     """The wanted values (default: the output) of a graph as a trained network gives them: folded and packed as its weights are now.
 
-    At graph.border() they are what training starts from. Several threads may use it at once.
+    At graph.border() they are what training starts from. start: the node whose values are given instead of images. Several threads may
+    use it at once.
     """
 
-    def __init__(self, graph: Graph, wanted: Iterable[str] = (), threads: int | None = None) -> None:
-        folded, self.names = fold_to(graph, list(wanted) or [graph.output])
-        self.engine = make(folded, self.names.values(), threads)
+    def __init__(self, graph: Graph, wanted: Iterable[str] = (), threads: int | None = None, start: str = INPUT) -> None:
+        self.wanted = list(wanted) or [graph.output]
+        folded, names = fold_to(graph, self.wanted, start)
+        self.at = [names[INPUT if name == start else name] for name in self.wanted]
+        self.engine = make(folded, self.at, threads)
 
     def run(self, images: Array) -> dict[str, Array]:
         """(N, H, W, C) -> {wanted node: (N, ...)}."""
         found = self.engine.run(images)
-        return {name: found[at] for name, at in self.names.items()}
+        return {name: found[at] for name, at in zip(self.wanted, self.at, strict=True)}

@@ -38,12 +38,17 @@ class Folded(NamedTuple):
     names: dict[str, str]
 
 
-def fold_to(graph: Graph, wanted: Iterable[str]) -> Folded:
-    """What computes the values of these nodes from images, folded; equal up to rounding. At graph.border(): the frozen part."""
+def fold_to(graph: Graph, wanted: Iterable[str], start: str = INPUT) -> Folded:
+    """What computes the values of these nodes, folded; equal up to rounding. From images, or from values of the node `start`.
+
+    At graph.border() it is the frozen part.
+    """
     wanted = list(wanted)
-    part = Graph(graph.ancestors(set(wanted), {INPUT}), graph.input_shape)
+    nodes = graph.ancestors(set(wanted), {start})
+    moved = [replace(node, inputs=tuple(INPUT if name == start else name for name in node.inputs)) for node in nodes]
+    part = Graph(moved, graph.shapes[start])
     part.params = graph.params
-    return Folded(*_folded(part, wanted))
+    return Folded(*_folded(part, [INPUT if name == start else name for name in wanted]))
 
 
 def _folded(graph: Graph, wanted: Iterable[str]) -> tuple[Graph, dict[str, str]]:

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import kernels, kernels_fast, quick
+from .engine import Values
 from .errors import MinitlError
 from .graph import Graph
 from .images import photos_ahead
-from .layers import Array, Params
+from .layers import Array, Conv2D, Params
 from .optimisers import SGD, AdamW, Average, Optimiser, schedule
 
 OPTIMISERS = ("sgd", "adamw")
@@ -175,9 +176,16 @@ def mixed(feeds: dict[str, Array], targets: Array, strength: float, rng: Any) ->
 
 
 def predict(graph: Graph, source: Source, batch: int = 64) -> Array:
-    """Logits (N, classes) float32 of all photos."""
-    starts = range(0, len(source), batch)
-    return np.concatenate([graph.evaluate(source.feeds(slice(i, i + batch)))[graph.output] for i in starts])
+    """Logits (N, classes) float32 of all photos; by the engine where convolutions are left to do, and one value to start them from."""
+    start, *others = source.feeds(slice(0, 1))
+    engine = None
+    if not others and any(isinstance(node.layer, Conv2D) for node in graph.ancestors({graph.output}, {start})):
+        engine = Values(graph, start=start)
+    found = []
+    for i in range(0, len(source), batch):
+        feeds = source.feeds(slice(i, i + batch))
+        found.append((engine.run(feeds[start]) if engine else graph.evaluate(feeds))[graph.output])
+    return np.concatenate(found)
 
 
 def loss_and_accuracy(logits: Array, labels: Array) -> tuple[float, float]:
