@@ -1223,8 +1223,9 @@ def test_names_that_the_terminal_cannot_show_are_no_error(trained, photos, tmp_p
 # ---- Ctrl-C and kill -9
 
 SLOW = """
-import sys, time
-from minitl import training, features, cli
+import os, sys, time
+os.environ["MINITL_THREADS"] = "1"
+from minitl import features, quick, cli
 def slowly(function):
     def slow(*arguments, **more):
         print("step", file=sys.stderr, flush=True)
@@ -1234,7 +1235,7 @@ def slowly(function):
 WHERE
 sys.exit(cli.main())
 """
-SLOW_TRAINING = SLOW.replace("WHERE", "training.train_step = slowly(training.train_step)")
+SLOW_TRAINING = SLOW.replace("WHERE", "quick.Head.run = slowly(quick.Head.run)")
 SLOW_PHOTOS = SLOW.replace("WHERE", "features.features_of = slowly(features.features_of)")
 
 
@@ -1254,7 +1255,7 @@ def test_ctrl_c_ends_with_130_and_leaves_everything_as_it_was(run, photos, train
     before = content(tmp_path / "out")
     words = ["train", photos, "-o", tmp_path / "out", "--cache", tmp_path / "cache", "--seed", 1, *BACKBONE]
     process = started(*words, code=code)
-    wait_for(process, b"step", 4)
+    wait_for(process, b"step", 6)
     process.send_signal(signal.SIGINT)
     said = finished(process)
     assert said.code == 130 and said.out == ""
