@@ -4,8 +4,8 @@ The same names, the same arguments, the same numbers up to rounding, for float32
 have 4 floats); all else goes to kernels.py, and so does everything with MINITL_ENGINE=plain or where fast/training.py cannot be compiled.
 The bits of a result do not depend on the number of threads.
 
-Large results lie in blocks of memory that come back once nobody holds the array any more, and are given out again: memory that is new to the
-process costs more time than many a kernel. let_go() gives them back to the system. Left out: how the sums are done (fast/training.py).
+Large results lie in blocks of memory that come back once nobody holds the array any more, and are given out again: memory that is new
+to the process costs more time than many a kernel. let_go() gives them back to the system. Left out: the sums (fast/training.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,25 @@ from . import kernels
 from .errors import MinitlError
 from .geometry import Padding, Pair, output_hw
 from .kernels import (  # noqa: F401  (those without a faster twin)
-    add, average_pool, average_pool_dx, channel_sum, concat, dense, dense_dkernel, dense_dx, global_average_pool, global_average_pool_dx,
-    max_pool, max_pool_dx, relu, relu6, relu6_dx, relu_dx, softmax, softmax_cross_entropy,
-)  # fmt: skip
+    add,
+    average_pool,
+    average_pool_dx,
+    channel_sum,
+    concat,
+    dense,
+    dense_dkernel,
+    dense_dx,
+    global_average_pool,
+    global_average_pool_dx,
+    max_pool,
+    max_pool_dx,
+    relu,
+    relu6,
+    relu6_dx,
+    relu_dx,
+    softmax,
+    softmax_cross_entropy,
+)
 from .native import LANES, load, plain
 from .threads import threads, together
 
@@ -38,6 +54,9 @@ LEAST = min(LANES, 8)
 
 CHUNK = 1 << 14
 """Bytes of a value that a pass of BatchNorm takes at a time."""
+
+GROUPS = 8
+"""In how many parts at most the images of a batch are summed, whatever the number of threads."""
 
 WORTH_THREADS = 1 << 18
 """Bytes from which on threads share a pass."""
@@ -90,7 +109,7 @@ def let_go() -> None:
 
 
 def _first_field(array: Array) -> int:
-    """The address of an array's numbers: the first field of its C struct, where NumPy's ABI keeps it. ctypes.data takes ten times as long."""
+    """The address of an array's numbers, from its C struct, where NumPy's ABI has it first. ctypes.data takes ten times as long."""
     return ctypes.c_ssize_t.from_address(id(array) + object.__basicsize__).value
 
 
@@ -136,21 +155,21 @@ def _fits(*arrays: Array | None, channels: int) -> bool:
 
 def _dense(array: Array) -> Array:
     """As the kernels need it: in one piece, at a multiple of 4 bytes."""
-    return array if array.flags.c_contiguous and array.flags.aligned else np.require(array, FLOAT, "CA")
+    return array if array.flags.c_contiguous and array.flags.aligned else np.require(array, FLOAT, ["C", "A"])
 
 
 def _run(kernel: Any, tasks: int, scratch: int, *arguments: Any) -> None:
-    """Call a kernel on as many threads as there are tasks. arguments: numbers, or arrays for their addresses; scratch: floats for each thread."""
+    """Call a kernel, on as many threads as there are tasks. arguments: numbers, or arrays for their addresses; scratch: floats a thread."""
     table = Table("q", [argument if type(argument) is int else _address(argument) for argument in arguments])
     table.extend((0, 0, 0, 0))
-    at, parts = table.buffer_info()[0], min(threads(), tasks)
-    if not scratch:
-        together(lambda part, parts: kernel(at, 0), parts)
-        return
+    at, parts = table.buffer_info()[0], min(threads(), tasks) if tasks > 1 else 1
     scratch = -(-scratch // 16) * 16
     block = _empty(parts * scratch)
     start = _address(block)
-    together(lambda part, parts: kernel(at, start + 4 * part * scratch), parts)
+    if parts == 1:
+        kernel(at, start)
+    else:
+        together(lambda part, parts: kernel(at, start + 4 * part * scratch), parts)
 
 
 @functools.cache
@@ -165,7 +184,7 @@ _kept: list[Array] = []
 
 def _bounds(high: float | None) -> int:
     """Address of the two bounds of a clamp."""
-    return _numbers(np.nan if high is None else 0.0, np.nan if high in (None, np.inf) else high)  # type: ignore[arg-type]
+    return _numbers(np.nan if high is None else 0.0, np.nan if high in (None, np.inf) else high)
 
 
 def _packed(matrix: Array) -> tuple[Array, int]:
@@ -214,8 +233,9 @@ def _geometry(x: Array, window: Pair, strides: Pair, padding: Padding, out_hw: P
     top, bottom, left, right = padding
     n, h, w, c = x.shape
     band = band or out_hw[0]
-    return Table("q", [n, h, w, c, top, left, h + top + bottom, w + left + right, *out_hw, outputs, -(-outputs // LANES) * LANES, *window, *strides,
-                     band, -(-out_hw[0] // band), min(n, 8)])  # fmt: skip
+    framed, columns = (h + top + bottom, w + left + right), -(-outputs // LANES) * LANES
+    bands = -(-out_hw[0] // band)
+    return Table("q", [n, h, w, c, top, left, *framed, *out_hw, outputs, columns, *window, *strides, band, bands, min(n, GROUPS)])
 
 
 def _frame_size(x: Array, padding: Padding) -> int:
@@ -261,13 +281,13 @@ def conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Padding, window:
     if _is_pointwise(window, strides, padding):
         pixels, at_once = dy.size // outputs, min(inputs, 64)
         blocks = -(-inputs // at_once)
-        groups = max(1, min(8 // blocks, pixels // 256))
+        groups = max(1, min(GROUPS // blocks, pixels // 256))
         parts = np.zeros((groups, inputs, outputs), np.float32)
         kernel = _kernel("pointwise_dkernel", outputs)
         _run(kernel, groups * blocks, 0, pixels, inputs, at_once, outputs, outputs, groups, x, dy, parts)
     else:
         geometry = _geometry(x, window, strides, padding, dy.shape[1:3], outputs)
-        parts = np.zeros((min(len(x), 8), *window, inputs, outputs), np.float32)
+        parts = np.zeros((min(len(x), GROUPS), *window, inputs, outputs), np.float32)
         _run(_kernel("conv_dkernel", outputs), len(parts), _frame_size(x, padding), geometry, x, dy, parts)
     return _summed(parts).reshape(*window, inputs, outputs)
 
@@ -329,7 +349,7 @@ def depthwise_conv2d_dkernel(x: Array, dy: Array, strides: Pair, padding: Paddin
     x, dy = _dense(x), _dense(dy)
     band, scratch = _band(x, padding, strides[0])
     geometry = _geometry(x, window, strides, padding, dy.shape[1:3], channels, min(band, dy.shape[1]))
-    parts = np.zeros((min(len(x), 8), 9, channels), np.float32)
+    parts = np.zeros((min(len(x), GROUPS), 9, channels), np.float32)
     _run(_kernel("depthwise_dkernel", channels), len(parts), scratch, geometry, x, dy, parts)
     return _summed(parts).reshape(3, 3, channels)
 

@@ -38,7 +38,8 @@ class Optimiser:
                 continue
             p, g = self.graph.params[node][name], grads[node][name]
             decay = self.decay if name == "kernel" else 0.0
-            old = [self.slots[slot].get((node, name), np.zeros_like(p)) for slot in self.names]
+            known = [self.slots[slot].get((node, name)) for slot in self.names]
+            old = [np.zeros_like(p) if value is None else value for value in known]
             moved, new = self.move(p, g, old, rate * self.factors.get(node, 1.0), decay)
             whole = mask is True
             for slot, value in zip(self.names, new, strict=True):

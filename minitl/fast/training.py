@@ -5,8 +5,8 @@ by several threads at once with the same arguments, except for `scratch`, a plac
 that depends on shapes only, and who is free takes the next one from `counters`, int64 that start at 0. Sums over a batch are left
 as one part per task, and the caller adds them in their order: so the bits of a result do not depend on the number of threads.
 
-A window of 3x3 never meets an edge: a few rows of an image at a time are first copied into the middle of a frame of zeros, which stays in the
-first-level cache. Left out: checks; kernels_fast.py knows that everything fits.
+A window of 3x3 never meets an edge: a few rows of an image at a time are first copied into the middle of a frame of zeros, which stays
+in the first-level cache. Left out: checks; kernels_fast.py knows that everything fits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FIELDS = (
     "images height width channels top left frame_height frame_width out_height out_width outputs columns kernel_height kernel_width "
     "stride_y stride_x band bands groups"
 ).split()
-"""Geometry of a sliding window: a row of int64. height ... channels: of what is framed; frame_...: with its border; columns: outputs filled up.
-band: output rows at a time, of which an image has `bands`; groups: in how many parts the images are summed."""
+"""Geometry of a sliding window: a row of int64. height ... channels: of what is framed; frame_...: with its border; columns: outputs
+filled up. band: output rows at a time, of which an image has `bands`; groups: in how many parts the images are summed."""
 
-(IMAGES, HEIGHT, WIDTH, CHANNELS, TOP, LEFT, FRAME_HEIGHT, FRAME_WIDTH, OUT_HEIGHT, OUT_WIDTH, OUTPUTS, COLUMNS, KERNEL_HEIGHT, KERNEL_WIDTH,
- STRIDE_Y, STRIDE_X, BAND, BANDS, GROUPS) = range(len(FIELDS))  # fmt: skip
+(IMAGES, HEIGHT, WIDTH, CHANNELS, TOP, LEFT, FRAME_HEIGHT, FRAME_WIDTH, OUT_HEIGHT, OUT_WIDTH, OUTPUTS, COLUMNS, KERNEL_HEIGHT,
+ KERNEL_WIDTH, STRIDE_Y, STRIDE_X, BAND, BANDS, GROUPS) = range(len(FIELDS))  # fmt: skip
 
 
 @kernel
@@ -97,8 +97,9 @@ def convolution(g, x, weights, bias, y, bounds, scratch, counters):  # type: ign
         _frame(g, x + 4 * task * number(g, HEIGHT) * number(g, WIDTH) * channels, 0, height, scratch)
         for r in range(out_height):
             place = y + 4 * (task * out_height + r) * out_width * outputs
-            _rows(out_width, columns, outputs, scratch + r * number(g, STRIDE_Y) * row, 4 * number(g, STRIDE_X) * channels, number(g, KERNEL_HEIGHT), row,
-                  number(g, KERNEL_WIDTH) * channels, weights, bias, place, bounds, scratch + height * row)  # fmt: skip
+            _rows(out_width, columns, outputs, scratch + r * number(g, STRIDE_Y) * row, 4 * number(g, STRIDE_X) * channels,
+                  number(g, KERNEL_HEIGHT), row, number(g, KERNEL_WIDTH) * channels, weights, bias, place, bounds,
+                  scratch + height * row)  # fmt: skip
         task = arrive(counters)
 
 
@@ -122,7 +123,7 @@ def _transposed(lanes: int) -> Any:
                     place = emit.add(c, emit.add(emit.mul(c_row, i // panels), 4 * lanes * (i % panels)))
                     emit.store(emit.builder.fadd(value, emit.load(place, lanes)), place)
 
-            emit.choose(rows, {height: lambda height=height: with_rows(height) for height in range(1, TILES[panels] + 1)})
+            emit.choose(rows, {height: lambda height=height: with_rows(height) for height in range(1, TILES[panels] + 1)})  # type: ignore[misc]
 
         return tile
 
@@ -261,7 +262,7 @@ def _depthwise(lanes: int) -> Any:
 
 def _depthwise_dx(lanes: int) -> Any:
     def pairs_of(even: bool) -> Any:
-        """Two pixels of a row of dx for each pixel of dy: with stride 2, a pixel is seen by taps 0 and 2, or by tap 1 alone, of a row and of a column."""
+        """Two pixels of a row of dx for each of dy: with stride 2, one is seen by taps 0 and 2, the next by tap 1, of rows and columns."""
 
         @emitted(6)
         def pairs(emit: Emit, count, here, above, step, weights, target):  # type: ignore[no-untyped-def]
@@ -331,8 +332,8 @@ def _depthwise_dkernel(lanes: int) -> Any:
                 new = [emit.fma(value, emit.load(emit.add(at, shifts[t]), lanes), sums[t]) for t in range(9)]
                 return [emit.add(at, stride_step), emit.add(dy_at, step), *new]
 
-            _, dy_at, *sums = emit.loop(width, [source_at, dy_at, *sums], column)
-            return [emit.add(source_at, down), dy_at, *sums]
+            _, *after = emit.loop(width, [source_at, dy_at, *sums], column)
+            return [emit.add(source_at, down), *after]
 
         _, _, *sums = emit.loop(count, [source, dy, *[emit.zeros(lanes)] * 9], row)
         for t, value in enumerate(sums):
@@ -375,7 +376,7 @@ def _norms(lanes: int) -> Any:
 
         def decorate(body: Any) -> Any:
             def both(emit: Emit, panels: Any, *values: Any) -> None:
-                emit.choose(panels, {n: lambda n=n: body(emit, n, *values) for n in (1, 2, 4)})
+                emit.choose(panels, {n: lambda n=n: body(emit, n, *values) for n in (1, 2, 4)})  # type: ignore[misc]
 
             both.__name__ = body.__name__
             return emitted(1 + arguments)(both)
@@ -479,7 +480,7 @@ def _norms(lanes: int) -> Any:
 
     @emitted(8)
     def all_moments(emit: Emit, chunks, step, at_once, rows, means, squares, mean, variance):  # type: ignore[no-untyped-def]
-        """From means and sums of squares of chunks of at_once rows, the last one shorter: mean and variance of all, of one vector of channels."""
+        """From means and sums of squares of chunks of at_once rows, the last one shorter: mean and variance, of one vector of channels."""
         builder, zero = emit.builder, ir.Constant(double, [0.0] * lanes)
         total = whole(emit, rows)
 
@@ -613,11 +614,13 @@ def _norms(lanes: int) -> Any:
 
 
 def _from_table(function: Any, arguments: int) -> tuple[Any, int]:
-    """The kernel as it is called: with the address of a table of its arguments, the four counters behind them, and with scratch. That is much faster
-    than a dozen arguments through ctypes."""
+    """The kernel as it is called: with scratch, and the address of a table of its arguments, the four counters behind them.
+
+    That is much faster than a dozen arguments through ctypes.
+    """
     read = ", ".join(f"number(table, {i})" for i in range(arguments))
     scope = {"function": function, "number": number}
-    exec(f"def from_table(table, scratch):\n    function({read}, scratch, table + {8 * arguments})", scope)  # noqa: S102
+    exec(f"def from_table(table, scratch):\n    function({read}, scratch, table + {8 * arguments})", scope)
     return kernel(scope["from_table"]), 2
 
 
