@@ -118,9 +118,10 @@ class Program:
     ) -> None:  # fmt: skip
         """number: type of images and of what is taken. images: (name, shape of one). wanted: {value to take: shape}, also of the images.
 
-        macs: multiply-accumulates of an image. most: threads, default those of the machine. zeros: a row of zeros for the kernel.
+        macs: multiply-accumulates of an image. most: threads, default those of the machine now. zeros: a row of zeros for the kernel.
         """
-        self.number, self.images, self.wanted, self.macs, self.most = number, images, wanted, macs, most
+        self.number, self.images, self.wanted, self.macs = number, images, wanted, macs
+        self.most = threads() if most is None else most
         self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
         self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
         self._zeros = aligned(np.zeros(1) if zeros is None else zeros)
@@ -139,7 +140,7 @@ class Program:
         count = len(images)
         found = {value: images if value == name else np.empty((count, *shape), self.number) for value, shape in self.wanted.items()}
         feeds = [number for array in (images, *found.values()) for number in (array.ctypes.data, array.nbytes // max(count, 1))]
-        most = threads() if self.most is None else self.most
+        most = self.most
         groups = -(-count // self.at_once)
         if groups >= most or (self.macs < WORTH_THREADS and groups > 1):
 

@@ -10,6 +10,7 @@ on the other images of a batch. Left out: checks; engine.py knows that everythin
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from ..native import LANES
@@ -200,16 +201,20 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
                         factors = emit.add(weights, emit.mul(here, 27) if channels else here)
                         kernel = [] if channels else hoisted or weights_from(factors)
                         sums = [emit.load(emit.add(bias, here))] * at_once
-                        for y in range(3):
-                            for column in range(columns):
-                                users = [u for u in range(at_once) if 0 <= column - stride * u < 3]
-                                source = borders.get((y, column), emit.add(bases[y], inputs[column]))
-                                for tap in range(taps if users else 0):
-                                    value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(emit.add(source, here))
-                                    for u in users:
-                                        number = 3 * y + column - stride * u
-                                        factor = kernel[number] if kernel else emit.load(emit.add(factors, VECTOR * (number * taps + tap)))
-                                        sums[u] = emit.fma(value, factor, sums[u])
+                        # In an order in which every input is read once, and one sum after the other gets its turn.
+                        for y, residue, tap in itertools.product(range(3), range(stride), range(taps)):
+                            base = bases[y] if channels else emit.add(bases[y], here)
+                            numbers = {x: (3 * y + x) * taps + tap for x in range(residue, 3, stride)}
+                            factors_now = kernel or {n: emit.load(emit.add(factors, VECTOR * n)) for n in numbers.values()}
+                            for column in range(residue, columns, stride):
+                                source = emit.add(base, inputs[column])
+                                if (y, column) in borders:
+                                    source = borders[y, column] if channels else emit.add(borders[y, column], here)
+                                value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(source)
+                                for x, number in numbers.items():
+                                    u = (column - x) // stride
+                                    if 0 <= u < at_once:
+                                        sums[u] = emit.fma(value, factors_now[number], sums[u])
                         for u in range(at_once):
                             emit.store(emit.clamp(sums[u], low, high), emit.add(emit.add(goal, here), outputs[u]))
                         return []
@@ -427,10 +432,10 @@ def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untype
         elif narrow:
             _narrow_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width, out_row,
                       step, bounds)  # fmt: skip
-        elif (panels <= 2 or channels > WEIGHTS_IN_CACHE) and stride_x == 1:
+        elif (channels <= 32 or channels > WEIGHTS_IN_CACHE) and stride_x == 1:
             _by_panel_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
                         out_row, step, bounds)  # fmt: skip
-        elif panels <= 2 or channels > WEIGHTS_IN_CACHE:
+        elif channels <= 32 or channels > WEIGHTS_IN_CACHE:
             _by_panel_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
                         out_row, step, bounds)  # fmt: skip
         elif stride_x == 1:
