@@ -3,10 +3,10 @@
     logits = Values(graph).run(images)[graph.output]
 
 In: a Graph, which is folded first (folding.py), and the nodes whose values are wanted. Out: these values for images (N, H, W, C), those
-of Graph.evaluate up to rounding (every sum has another order). A value does not depend on the other images of a batch, nor on the number of threads.
-Images of a batch are divided among the threads; of a single large image, each layer is. fast/inference.py does the work.
+of Graph.evaluate up to rounding (every sum has another order). A value depends neither on the other images of a batch nor on the number
+of threads. Images of a batch are divided among the threads; of a single large image, each layer is. fast/inference.py does the work.
 
-plan() writes the program: one row of a table per operation, an activation or addition that follows a convolution within it, every value
+Planner writes the program: one row of a table per operation, an activation or addition that follows a convolution within it, every value
 at its place in the block, where those that are no longer read make room. Left out: training, float64, graphs that still have BatchNorm: for
 these, with MINITL_ENGINE=plain, and where the kernels cannot be compiled, Graph.evaluate does it; `make` chooses.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -65,31 +64,34 @@ class FloatPlan(Plan):
         return self.constant(full)
 
     def fuse(self, threads: int) -> None:
-        """Do a depthwise convolution and its neighbours in strips, where what is between them is large; see `block` in fast/inference.py."""
+        """Do a depthwise convolution and its neighbours in strips, where what is between them is large: `block` of fast/inference.py."""
         names = [KINDS[row["kind"]] for row in self.rows]
         i = 0
         while i < len(self.rows):
             for layers in (["pointwise", "depthwise", "pointwise"], ["depthwise", "pointwise"]):
                 parts = self.rows[i : i + len(layers)]
-                if names[i : i + len(layers)] == layers and all(self._only(a, b) for a, b in itertools.pairwise(parts)):
-                    depthwise, last = parts[-2:]
-                    before, after = (4 * depthwise[w] * depthwise["channels"] for w in ("width", "out_width"))
-                    stride, window = depthwise["stride_y"], depthwise["kernel_height"]
-                    size = after * depthwise["out_height"] + (before * depthwise["height"] if len(layers) == 3 else 0)
-                    if size <= WORTH_STRIPS[len(layers)]:
-                        continue
-                    each = after + (stride * before if len(layers) == 3 else 0)
-                    most = max(1, (STRIP[len(layers)] - (before * (window - stride) if len(layers) == 3 else 0)) // each)
-                    strip = -(-depthwise["out_height"] // -(-depthwise["out_height"] // most))
-                    extra = -(-(strip * after + (((strip - 1) * stride + window) * before if len(layers) == 3 else 0)) // 64) * 64
-                    self.sizes.append(extra * threads // 4)
-                    block = {"kind": KINDS.index("block"), "source": parts[0]["source"], "target": last["target"], "residual": last["residual"],
-                             "scratch": len(self.sizes) - 1, "depth": len(layers), "at": strip, "extra": extra, "channels": parts[0]["channels"]}  # fmt: skip
+                alone = names[i : i + len(layers)] == layers and all(self._only(a, b) for a, b in itertools.pairwise(parts))
+                if alone and (block := self._block(parts, threads)):
                     self.rows[i : i + len(layers)] = [block, *({**row, "source": -1, "target": -1, "residual": -1} for row in parts)]
                     names[i:i] = ["block"]
                     i += len(layers)
                     break
             i += 1
+
+    def _block(self, parts: list[dict[str, int]], threads: int) -> dict[str, int] | None:
+        """The row that does the rows `parts`; None where that is not worth it."""
+        depthwise, last, layers = parts[-2], parts[-1], len(parts)
+        expanded, after = (4 * depthwise[width] * depthwise["channels"] for width in ("width", "out_width"))
+        before = expanded if layers == 3 else 0  # bytes of a row in front of the depthwise convolution that exist for its sake
+        stride, window, height = depthwise["stride_y"], depthwise["kernel_height"], depthwise["out_height"]
+        if after * height + before * depthwise["height"] <= WORTH_STRIPS[layers]:
+            return None
+        most = max(1, (STRIP[layers] - before * (window - stride)) // (after + stride * before))
+        strip = -(-height // -(-height // most))
+        extra = -(-(strip * after + ((strip - 1) * stride + window) * before) // 64) * 64
+        self.sizes.append(extra * threads // 4)
+        return {"kind": KINDS.index("block"), "source": parts[0]["source"], "target": last["target"], "residual": last["residual"],
+                "channels": parts[0]["channels"], "scratch": len(self.sizes) - 1, "depth": layers, "at": strip, "extra": extra}  # fmt: skip
 
     def _only(self, first: dict[str, int], second: dict[str, int]) -> bool:
         """Whether the value of one operation is read by the other and by nobody else."""
@@ -105,7 +107,6 @@ class Planner:
         self.nodes = graph.ancestors(set(wanted), {INPUT})
         self.readers = count_readers(graph, wanted)
         self.values: dict[str, int] = {}  # node -> its value
-        self.waiting: dict[str, dict[str, Any]] = {}  # a convolution's node -> its operation, to be written when what follows is known
 
     def write(self) -> FloatPlan:
         """The whole program."""
@@ -212,15 +213,29 @@ class Planner:
             kernel[..., :c] = params["kernel"]
             (sy, sx), (top, _, left, _) = layer.strides, layer.pads((h, w, c))
             source, target = self._source(name), self._target(result)
-            plan.row("depthwise", source, target, weights=plan.constant(kernel), bias=plan.vector(params.get("bias"), filled(c)), stride_y=sy, stride_x=sx,
-                     top=top, left=left, kernel_height=layer.window[0], kernel_width=layer.window[1], **common)  # fmt: skip
+            common |= {
+                "kernel_height": layer.window[0],
+                "kernel_width": layer.window[1],
+                "stride_y": sy,
+                "stride_x": sx,
+                "top": top,
+                "left": left,
+            }
+            plan.row("depthwise", source, target, weights=plan.constant(kernel), bias=plan.vector(params.get("bias"), filled(c)), **common)
         elif isinstance(layer, GlobalAveragePool | AveragePool | MaxPool):
             window, strides, (top, _, left, _) = (h, w), (1, 1), (0, 0, 0, 0)
             if not isinstance(layer, GlobalAveragePool):
                 window, strides, (top, _, left, _) = layer.window, layer.strides, layer.pads((h, w, c))
             source, target = self._source(name), self._target(result)
-            plan.row("maximum" if isinstance(layer, MaxPool) else "average", source, target, stride_y=strides[0], stride_x=strides[1], top=top, left=left,
-                     kernel_height=window[0], kernel_width=window[1], **common)  # fmt: skip
+            common |= {
+                "kernel_height": window[0],
+                "kernel_width": window[1],
+                "stride_y": strides[0],
+                "stride_x": strides[1],
+                "top": top,
+                "left": left,
+            }
+            plan.row("maximum" if isinstance(layer, MaxPool) else "average", source, target, **common)
         elif isinstance(layer, Add):
             source, other = self._source(name), self._source(node.inputs[1])
             plan.row("add", source, self._target(result), other, **common)
@@ -268,8 +283,8 @@ class Planner:
         top, bottom, left, right = padding
         source = -1 if name == INPUT else self.values[name]
         frame = self.plan.value((h + top + bottom, w + left + right, channels))
-        self.plan.row("frame", source, frame, height=h, width=w, out_height=h + top + bottom, out_width=w + left + right, depth=channels, top=top,
-                      left=left, extra=4 * h * w * channels)  # fmt: skip
+        self.plan.row("frame", source, frame, height=h, width=w, out_height=h + top + bottom, out_width=w + left + right, depth=channels,
+                      top=top, left=left, extra=4 * h * w * channels)  # fmt: skip
         return frame
 
 

@@ -163,8 +163,8 @@ class Program:
         return found
 
     def _call(self, block: _Block, first: int, last: int, part: int, parts: int) -> None:
-        self._kernel(*self._program, block.address, self.size, block.feeds_address, first, last, self.at_once, self._zeros_address, part, parts,
-                     block.counter_address)  # fmt: skip
+        self._kernel(*self._program, block.address, self.size, block.feeds_address, first, last, self.at_once, self._zeros_address, part,
+                     parts, block.counter_address)  # fmt: skip
 
     def _take_block(self, feeds: list[int]) -> _Block:
         """One that nobody uses; `feeds` are put into it."""

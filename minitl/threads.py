@@ -39,8 +39,8 @@ class _Helper:
             assert self.work
             try:
                 self.work()
-            except BaseException as error:  # raised again by wait
-                self.error = error
+            except BaseException as raised:  # raised again by wait's caller
+                self.error = raised
             self.done.release()
 
     def start(self, work: Callable[[], object]) -> None:
@@ -50,15 +50,15 @@ class _Helper:
 
     def wait(self) -> BaseException | None:
         """Until it is done, also when interrupted: its kernels write to memory of the caller. -> what it raised."""
-        interrupted = None
+        interrupted: BaseException | None = None
         while True:
             try:
                 self.done.acquire()
                 break
-            except KeyboardInterrupt as error:
-                interrupted = error
-        error, self.error, self.work = self.error, None, None
-        return interrupted or error
+            except KeyboardInterrupt as signal:
+                interrupted = signal
+        raised, self.error, self.work = self.error, None, None
+        return interrupted or raised
 
 
 _helpers: list[_Helper] = []
@@ -82,14 +82,14 @@ def together(work: Callable[[int, int], object], parts: int) -> None:
             helper.start(lambda part=part: work(part, parts))  # type: ignore[misc]
         try:
             work(0, parts)
-        except BaseException as error:  # raised below
-            errors.append(error)
+        except BaseException as raised:  # raised below
+            errors.append(raised)
         errors.extend(helper.wait() for helper in _helpers[: parts - 1])
     finally:
         _busy.release()
-    for error in errors:
-        if error is not None:
-            raise error
+    for failure in errors:
+        if failure is not None:
+            raise failure
 
 
 def _forget() -> None:

@@ -23,7 +23,6 @@ from minitl.layers import (
     Dense,
     DepthwiseConv2D,
     Flatten,
-    GlobalAveragePool,
     MaxPool,
     ReLU,
     ReLU6,

@@ -1,15 +1,16 @@
 """The kernels of float inference, and the loop that runs a whole network with them.
 
 A network is a table of int64 (engine.py makes it): one row per operation, its fields below. run() walks it for a few images at a time, so
-that their values stay in the cache of the processor, and never goes back to Python. Values are NHWC, their channels filled up with zeros to a
-multiple of LANES; weights are packed in panels of LANES outputs, (outputs / LANES, K, LANES), as they are read.
+that their values stay in the cache of the processor, and never goes back to Python. Values are NHWC, their channels filled up with zeros
+to a multiple of LANES; weights are packed in panels of LANES outputs, (outputs / LANES, K, LANES), as they are read.
 
-Every output is its bias plus its products in one fixed order, so that its bits depend neither on the tiles, nor on the number of threads, nor
-on the other images of a batch. Left out: checks; engine.py knows that everything fits.
+Every output is its bias plus its products in one fixed order, so that its bits depend neither on the tiles, nor on the number of threads,
+nor on the other images of a batch. Left out: checks; engine.py knows that everything fits.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -20,7 +21,7 @@ FIELDS = (
     "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
     "weights bias bounds residual depth at extra scratch"
 ).split()
-"""A row of the table. source, target, residual: bytes into the arena (residual -1: none). height ... outputs: of source and target, channels filled up.
+"""A row of the table. source, target, residual: bytes into the arena, -1 for none. height ... outputs: of source and target, filled up.
 weights, bias, bounds (low, high): addresses. depth: products per output and row of the kernel. at, extra: see the operations."""
 
 ROW = len(FIELDS)
@@ -40,8 +41,8 @@ TILES = {4: {1: 8, 2: 8, 3: 6}, 8: {1: 10, 2: 6, 3: 4}, 16: {1: 14, 2: 14, 3: 9}
 def _tile(panels: int) -> Any:
     """rows x (panels * LANES) outputs at once, 1 <= rows <= TILES[panels]: all sums in registers."""
 
-    @emitted(14)
-    def tile(emit: Emit, rows, a, a_row, segments, a_segment, depth, b, b_panel, bias, c, c_row, bounds, residual, unused):  # type: ignore[no-untyped-def]
+    @emitted(13)
+    def tile(emit: Emit, rows, a, a_row, segments, a_segment, depth, b, b_panel, bias, c, c_row, bounds, residual):  # type: ignore[no-untyped-def]
         def with_rows(count: int) -> None:
             start = [emit.load(emit.add(bias, VECTOR * p)) for p in range(panels)]
             a_rows = [emit.mul(a_row, r) for r in range(count)]
@@ -57,8 +58,7 @@ def _tile(panels: int) -> Any:
                         new += [emit.fma(value, weights[p], sums[r * panels + p]) for p in range(panels)]
                     return [emit.add(b_at, VECTOR), *new]
 
-                b_at, *sums = emit.loop(depth, [b_start, *sums], step)
-                return [emit.add(a_start, a_segment), b_at, *sums]
+                return [emit.add(a_start, a_segment), *emit.loop(depth, [b_start, *sums], step)]
 
             _, _, *sums = emit.loop(segments, [a, b, *start * count], segment)
             low, high = emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
@@ -76,7 +76,7 @@ def _tile(panels: int) -> Any:
                 with none:
                     finish(None)
 
-        emit.choose(rows, {count: lambda count=count: with_rows(count) for count in range(1, TILES[panels] + 1)})
+        emit.choose(rows, {count: functools.partial(with_rows, count) for count in range(1, TILES[panels] + 1)})
 
     @kernel
     def block(count, a, a_row, segments, a_segment, depth, b, b_panel, bias, c, c_row, bounds, residual):  # type: ignore[no-untyped-def]
@@ -86,22 +86,8 @@ def _tile(panels: int) -> Any:
         for i in range(tiles):
             last = count * (i + 1) // tiles
             plus = residual + first * c_row if residual != 0 else 0
-            tile(
-                last - first,
-                a + first * a_row,
-                a_row,
-                segments,
-                a_segment,
-                depth,
-                b,
-                b_panel,
-                bias,
-                c + first * c_row,
-                c_row,
-                bounds,
-                plus,
-                0,
-            )
+            tile(last - first, a + first * a_row, a_row, segments, a_segment, depth, b, b_panel, bias, c + first * c_row, c_row, bounds,
+                 plus)  # fmt: skip
             first = last
 
     TILES_OF = TILES[panels]
@@ -115,8 +101,8 @@ _one, _two, _three = _tile(1), _tile(2), _tile(3)
 def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_row, bounds, residual):  # type: ignore[no-untyped-def]
     """c[r, n] = clamp(bias[n] + sum over segments s and k of a[r][s][k] * b[n][s][k] (+ residual[r, n])).
 
-    a_row, a_segment, c_row: bytes from one to the next. columns: a multiple of LANES. Rows are taken in such numbers that their part of a stays
-    in the first-level cache while all panels pass by.
+    a_row, a_segment, c_row: bytes from one to the next. columns: a multiple of LANES. Rows are taken in such numbers that their part of a
+    stays in the cache while all panels pass by.
     """
     panel = segments * depth * VECTOR
     at_once = max(60, 65536 // (4 * segments * depth) // 12 * 12)
@@ -164,8 +150,8 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
 
     @emitted(19)
     def rows(  # type: ignore[no-untyped-def]
-        emit: Emit, panels, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width, out_row,
-        out_step, bounds,
+        emit: Emit, panels, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width,
+        out_row, out_step, bounds,
     ):  # fmt: skip
         builder, low, high = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
         inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(out_step, i) for i in range(at_once)]
@@ -211,10 +197,10 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
                                 if (y, column) in borders:
                                     source = borders[y, column] if channels else emit.add(borders[y, column], here)
                                 value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(source)
-                                for x, number in numbers.items():
+                                for x, tap_number in numbers.items():
                                     u = (column - x) // stride
                                     if 0 <= u < at_once:
-                                        sums[u] = emit.fma(value, factors_now[number], sums[u])
+                                        sums[u] = emit.fma(value, factors_now[tap_number], sums[u])
                         for u in range(at_once):
                             emit.store(emit.clamp(sums[u], low, high), emit.add(emit.add(goal, here), outputs[u]))
                         return []
@@ -317,7 +303,7 @@ def _share(count, thread, threads):  # type: ignore[no-untyped-def]
 
 @kernel
 def _frame(op, source, target, images, source_step, thread, threads):  # type: ignore[no-untyped-def]
-    """Copy images into the middle of frames of zeros: (height, width) into (out_height, out_width), at `top` and `left`; depth: channels."""
+    """Copy images into the middle of frames of zeros: (height, width) into (out_height, out_width) at (top, left); depth: channels."""
     height, out_height = number(op, HEIGHT), number(op, OUT_HEIGHT)
     row, out_row, left = (
         number(op, WIDTH) * number(op, DEPTH) * 4,
@@ -350,8 +336,8 @@ def _conv(op, source, target, residual, images, thread, threads):  # type: ignor
         at = source + ((y // out_height) * height + (y % out_height) * stride_y) * row
         place = y * out_width * out_row
         plus = residual + place if residual != 0 else 0
-        product(out_width, outputs, at, a_row, number(op, KERNEL_HEIGHT), row, number(op, DEPTH), number(op, WEIGHTS), number(op, BIAS), target + place,
-                out_row, number(op, BOUNDS), plus)  # fmt: skip
+        product(out_width, outputs, at, a_row, number(op, KERNEL_HEIGHT), row, number(op, DEPTH), number(op, WEIGHTS), number(op, BIAS),
+                target + place, out_row, number(op, BOUNDS), plus)  # fmt: skip
 
 
 @kernel
@@ -427,11 +413,11 @@ def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untype
         narrow = (out_width + 2) // 3 * 3 < (out_width + 3) // 4 * 4
         count, panels = last - first, channels // LANES
         if narrow and stride_x == 1:
-            _narrow_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width, out_row,
-                      step, bounds)  # fmt: skip
+            _narrow_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                      out_row, step, bounds)  # fmt: skip
         elif narrow:
-            _narrow_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width, out_row,
-                      step, bounds)  # fmt: skip
+            _narrow_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
+                      out_row, step, bounds)  # fmt: skip
         elif (channels <= 32 or channels > WEIGHTS_IN_CACHE) and stride_x == 1:
             _by_panel_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
                         out_row, step, bounds)  # fmt: skip
@@ -501,14 +487,14 @@ def _first(op, source, image_step, target, zeros, images, thread, threads):  # t
     while y < end:
         image, first = source + (y // out_height) * image_step, y % out_height
         count = min(out_height - first, end - y)
-        _stem(outputs // LANES, first, count, image, height, 12 * width, 12, top, left, right, zeros, weights, 0, bias, target + y * out_row, out_width,
-              out_row, 4 * outputs, bounds)  # fmt: skip
+        _stem(outputs // LANES, first, count, image, height, 12 * width, 12, top, left, right, zeros, weights, 0, bias,
+              target + y * out_row, out_width, out_row, 4 * outputs, bounds)  # fmt: skip
         y += count
 
 
 @kernel
 def _block(op, source, target, residual, scratch, zeros, images, thread, threads):  # type: ignore[no-untyped-def]
-    """Several layers at once, a strip of `at` rows after the other, so that what is between them stays in the cache and never exists as a whole.
+    """Several layers at once, a strip of `at` rows after the other, so that what is between them never leaves the cache.
 
     The following `depth` rows of the table are the layers: a pointwise convolution (or none), a depthwise one, a pointwise one. Rows of the
     first one's output that two strips need are kept. extra: bytes of scratch for each thread.
@@ -546,14 +532,16 @@ def _block(op, source, target, residual, scratch, zeros, images, thread, threads
                 copy(rows + (y - begin) * row, rows + (y - kept) * row, row)
             done, kept = max(begin, done), begin
             if stop > done:
-                product((stop - done) * width, middle, place + done * in_row, in_row // width, 1, 0, number(expand, DEPTH), number(expand, WEIGHTS),
-                        number(expand, BIAS), rows + (done - begin) * row, 4 * middle, number(expand, BOUNDS), 0)  # fmt: skip
+                product((stop - done) * width, middle, place + done * in_row, in_row // width, 1, 0, number(expand, DEPTH),
+                        number(expand, WEIGHTS), number(expand, BIAS), rows + (done - begin) * row, 4 * middle, number(expand, BOUNDS),
+                        0)  # fmt: skip
                 done = stop
             place = rows - begin * row
         _depthwise(depthwise, place, scratch, zeros, first, last)
         shift = (image * out_height + first) * out_row
-        product((last - first) * out_width, outputs, scratch, 4 * middle, 1, 0, number(project, DEPTH), number(project, WEIGHTS), number(project, BIAS),
-                target + shift, 4 * outputs, number(project, BOUNDS), residual + shift if residual != 0 else 0)  # fmt: skip
+        product((last - first) * out_width, outputs, scratch, 4 * middle, 1, 0, number(project, DEPTH), number(project, WEIGHTS),
+                number(project, BIAS), target + shift, 4 * outputs, number(project, BOUNDS),
+                residual + shift if residual != 0 else 0)  # fmt: skip
 
 
 @emitted(2)
