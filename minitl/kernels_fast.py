@@ -129,6 +129,9 @@ def _address(array: Any) -> int:
 # ---- calling the kernels
 
 
+ZEROS = np.zeros(4096, np.float32)
+
+
 @functools.cache
 def _library() -> Any:
     """fast/training.py compiled; None where that cannot be."""
@@ -164,7 +167,7 @@ def _run(kernel: Any, tasks: int, scratch: int, *arguments: Any) -> None:
     table.extend((0, 0, 0, 0))
     at, parts = table.buffer_info()[0], min(threads(), tasks) if tasks > 1 else 1
     scratch = -(-scratch // 16) * 16
-    block = _empty(parts * scratch)
+    block = _empty(parts * scratch) if scratch else ZEROS
     start = _address(block)
     if parts == 1:
         kernel(at, start)
@@ -207,7 +210,6 @@ def _filled(bias: Array | None, size: int) -> Array | int:
     return filled
 
 
-ZEROS = np.zeros(4096, np.float32)
 _address_of_zeros = _address(ZEROS)
 
 

@@ -264,6 +264,7 @@ def fit(
             report(line, (time.monotonic() - started) / (epoch - first) * (settings.epochs - epoch))
         if keep:
             keep(at)
+    kernels_fast.let_go()
     graph.params = at.best_params
     if history.diverged and not history.best and baseline == math.inf:
         raise MinitlError(f"the loss is no longer a number in epoch {at.epoch}: use a smaller learning rate than {settings.rate:g}")
