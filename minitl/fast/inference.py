@@ -197,7 +197,7 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
                                 if (y, column) in borders:
                                     source = borders[y, column] if channels else emit.add(borders[y, column], here)
                                 value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(source)
-                                for x, tap_number in numbers.items():
+                                for x, tap_number in reversed(numbers.items()):
                                     u = (column - x) // stride
                                     if 0 <= u < at_once:
                                         sums[u] = emit.fma(value, factors_now[tap_number], sums[u])
