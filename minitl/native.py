@@ -36,7 +36,7 @@ from .version import __version__
 MONTH = 30 * 86_400
 """Seconds after which a file that was not loaded may go."""
 
-BORROWED = ("memset", "memcpy", "memmove", "expf", "logf")
+BORROWED = ("memset", "memcpy", "memmove", "expf", "logf", *(() if sys.platform == "win32" else ("usleep",)))
 """Functions of C that LLVM, or a kernel, calls."""
 
 _KEPT: list[Any] = []  # what must live as long as the process

@@ -11,6 +11,8 @@ number is right on every processor, and only the speed depends on it. Left out: 
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -219,10 +221,32 @@ def look(emit: Emit, counter: Any) -> Any:
     return emit.builder.load_atomic(emit.pointer(counter, I64), "acquire", 8)
 
 
+PATIENCE = 5000
+"""Turns, about 0.13 ms, that a thread waits awake: more than it sleeps (0.06 ms), or two threads would make each other sleep for ever."""
+
+
+@emitted(1)
+def rest(emit: Emit, turns: Any) -> None:
+    """A moment of waiting: awake for so many turns, then asleep, which gives the processor to the thread that is waited for.
+
+    Where another program is busy, both threads can be on one processor: waiting awake alone, 65 layers then took 0.26 s instead of 0.02.
+    """
+    builder, module = emit.builder, emit.builder.module
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        name = "llvm.x86.sse2.pause"
+        builder.call(module.globals.get(name) or ir.Function(module, ir.FunctionType(ir.VoidType(), []), name), [])
+    if sys.platform != "win32":
+        sleep = module.globals.get("usleep") or ir.Function(module, ir.FunctionType(I32, [I32]), "usleep")
+        with builder.if_then(builder.icmp_signed(">", turns, emit.const(PATIENCE)), likely=False):
+            builder.call(sleep, [I32(1)])
+
+
 @kernel
 def barrier(counter, threads):  # type: ignore[no-untyped-def]
-    """Wait until as many threads have come here as take part. counter: address of an int64 that starts at 0 and is used for nothing else."""
+    """Wait until as many threads have come here as take part. counter: address of an int64 that starts at 0 and has no other use."""
     if threads > 1:
         target = (arrive(counter) // threads + 1) * threads
+        turns = 0
         while look(counter) < target:
-            pass
+            turns += 1
+            rest(turns)
