@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os
-import secrets
 import stat
 import sys
 import time
@@ -93,7 +92,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 def _stage(path: str | os.PathLike[str], target: Path, data: bytes) -> Path:
     """A temporary file with `data` beside `target`, on the disk; MinitlError, and nothing left, where that fails."""
-    temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f".{target.name[:40]}.{os.urandom(8).hex()}.tmp"
     try:
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):

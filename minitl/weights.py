@@ -16,9 +16,8 @@ import json
 import math
 import re
 import struct
-import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +100,7 @@ def content_hash(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> s
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data.cast("B") if array.size else b"")
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -114,6 +113,8 @@ def _json(meta: Mapping[str, Any]) -> bytes:
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """{name: array} -> the bytes of an .npz: fixed dates and attributes, so that equal arrays give equal bytes."""
+    import zipfile  # whoever reads needs it not
+
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -125,50 +126,67 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def unpack(data: bytes, what: str) -> dict[str, np.ndarray]:
-    """The inverse of pack, for hostile bytes; `what` names the file in errors. The arrays are read-only."""
+def unpack(data: bytes | memoryview, what: str, hashed: bool = False) -> dict[str, np.ndarray]:
+    """The inverse of pack, for hostile bytes; `what` names the file in errors. The arrays are read-only.
+
+    hashed: the caller compares a hash of all arrays, so their check sums are left alone; they then lie within data, at any address.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            if len(entries) > MOST_ENTRIES:
-                raise MinitlError(f"{what} has {len(entries)} entries; at most {MOST_ENTRIES} are read: this is no weights file of minitl")
-            arrays: dict[str, np.ndarray] = {}
-            claimed = 0
-            for entry in entries:
-                name = entry.filename.removesuffix(".npy")
-                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > len(data):
-                    raise MinitlError(f"{what}: entry {name!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
-                claimed += entry.file_size
-                if claimed > len(data):  # entries that overlap: each is small, together they are a bomb
-                    raise MinitlError(f"{what} claims more bytes than it has: not written by minitl")
-                if name in arrays or name == entry.filename or len(name) > 200:
-                    raise MinitlError(f"{what}: entry {entry.filename!r:.60} appears twice or is no .npy array: not written by minitl")
-                arrays[name] = _array(_stored(data, entry), f"{what}: entry {name!r:.60}")
-            return arrays
+        arrays: dict[str, np.ndarray] = {}
+        claimed = 0
+        for full, content, crc in _entries(memoryview(data), what):
+            name = full.removesuffix(".npy")
+            claimed += len(content)
+            if claimed > len(data):  # entries that overlap: each is small, together they are a bomb
+                raise MinitlError(f"{what} claims more bytes than it has: not written by minitl")
+            if name in arrays or name == full or len(name) > 200:
+                raise MinitlError(f"{what}: entry {full!r:.60} appears twice or is no .npy array: not written by minitl")
+            if not hashed and zlib.crc32(content) != crc:
+                raise ValueError(f"the entry {full!r:.60} has another check sum")
+            arrays[name] = _array(content if hashed else bytes(content), f"{what}: entry {name!r:.60}")
+        return arrays
     except MinitlError:
         raise
-    except Exception as problem:  # zipfile raises a dozen different ones for damaged files
+    except Exception as problem:  # damaged files raise a dozen different ones
         why = printable(str(problem))
         raise MinitlError(f"{what} is damaged or no .npz file ({why:.100}); download or write it again") from None
 
 
-def _stored(data: bytes, entry: zipfile.ZipInfo) -> bytes:
-    """What ZipFile.read answers for an entry that is not compressed, copied once and not four times; a large network: 20 ms less."""
-    mark, named, extra = struct.unpack_from("<4s22xHH", data, entry.header_offset)
-    start = entry.header_offset + 30 + named
-    name = data[start - named : start].decode("utf-8" if entry.flag_bits & 0x800 else "cp437")
-    content = data[start + extra : start + extra + entry.file_size]
-    known = mark == b"PK\x03\x04" and name == entry.orig_filename
-    if not known or len(content) != entry.file_size or zlib.crc32(content) != entry.CRC:
-        raise zipfile.BadZipFile(f"the entry {entry.filename!r:.60} is not what the list of entries says")
-    return content
+LOCAL, LISTED, END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
+"""Before an entry, in the list of entries, behind that: 4.3.7, 4.3.12 and 4.3.16 of PKWARE's APPNOTE.TXT,
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+"""
+
+
+def _entries(data: memoryview, what: str) -> Iterator[tuple[str, memoryview, int]]:
+    """(name, content, CRC-32) of every entry of a .zip as pack writes it; zipfile would copy each four times, and take long to import."""
+    mark, disk, first, here, count, length, at, remark = END.unpack_from(data, len(data) - END.size)
+    if mark != b"PK\x05\x06" or disk or first or here != count or remark or at + length != len(data) - END.size:
+        raise ValueError("it does not end with a list of entries")
+    if count > MOST_ENTRIES:
+        raise MinitlError(f"{what} has {count} entries; at most {MOST_ENTRIES} are read: this is no weights file of minitl")
+    for _ in range(count):
+        mark, _, _, flags, method, _, _, crc, _, size, named, more, remark, _, _, _, start = LISTED.unpack_from(data, at)
+        name = bytes(data[at + LISTED.size : at + LISTED.size + named])
+        text = name.decode("utf-8" if flags & 0x800 else "ascii")
+        if mark != b"PK\x01\x02":
+            raise ValueError("the list of entries is cut short")
+        if method or flags & 1 or size > len(data):
+            raise MinitlError(f"{what}: entry {text!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
+        at += LISTED.size + named + more + remark
+        mark, *_, known, extra = LOCAL.unpack_from(data, start)
+        start += LOCAL.size
+        content = data[start + known + extra : start + known + extra + size]
+        if mark != b"PK\x03\x04" or data[start : start + known] != name or len(content) != size:
+            raise ValueError(f"the entry {text!r:.60} is not what the list of entries says")
+        yield text, content, crc
 
 
 HEAD = re.compile(rb"\x93NUMPY\x01\x00(..){'descr': '(.{3})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), } *\n", re.DOTALL)
 """How a .npy of ours begins. NumPy's own reader takes that for Python, and ten times as long, so it gets all others only."""
 
 
-def _array(npy: bytes, what: str) -> np.ndarray:
+def _array(npy: bytes | memoryview, what: str) -> np.ndarray:
     """One .npy file -> a read-only array, without believing its header."""
     head = HEAD.match(npy)
     if head and head[2].decode("latin-1") in DTYPES and struct.unpack("<H", head[1])[0] == head.end() - 10:
@@ -198,14 +216,14 @@ def to_bytes(weights: Weights) -> bytes:
     return pack({JSON_ENTRY: np.frombuffer(text, np.uint8), **weights.entries()})
 
 
-def is_npz(data: bytes) -> bool:
+def is_npz(data: bytes | memoryview) -> bool:
     """Whether these bytes begin like a ZIP archive."""
-    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+    return bytes(data[:4]) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def parse(data: bytes, what: str) -> Weights:
+def parse(data: bytes | memoryview, what: str) -> Weights:
     """The bytes of a file -> Weights, checked: hash, names, shapes, finite numbers. `what` names the file in errors."""
-    arrays = unpack(data, what)
+    arrays = unpack(data, what, hashed=True)
     if JSON_ENTRY not in arrays:
         raise MinitlError(f"{what} has no entry {JSON_ENTRY}: it is a .npz, but not one of minitl's; see `minitl convert --help`")
     text = arrays.pop(JSON_ENTRY).tobytes()
