@@ -27,9 +27,9 @@ from .features import Cache, Progress, Row, cache_key, extract, features_of
 from .files import printable
 from .folders import ALIKE, Item, Listing, bits_apart, difference_hash, groups_alike
 from .images import PhotoError, Recipe, digest, dimensions, photos_ahead, read_bytes, read_photo
-from .kernels import softmax
 from .layers import Array
 from .model import Model
+from .reference import softmax
 
 USUAL = Recipe(128, 128)
 """How photos are looked at where no network says it."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import memory
+from . import int8_engine, memory
 from .errors import MinitlError
 from .images import Recipe
 from .integer import (
@@ -528,11 +528,8 @@ def layer_hash(values: np.ndarray) -> int:
 def layer_hashes(graph: IntegerGraph) -> list[list[int]]:
     """For every vector, the hash of every op's output."""
     image = graph.tensors[graph.input]
-    table_of: list[list[int]] = []
-    for vector in test_images(image.size):
-        values = graph.run_all(vector.reshape(1, *image.shape))
-        table_of.append([layer_hash(values[op.output]) for op in graph.ops])
-    return table_of
+    values = int8_engine.make(graph, [op.output for op in graph.ops]).run(test_images(image.size).reshape(VECTORS, *image.shape))
+    return [[layer_hash(values[op.output][vector]) for op in graph.ops] for vector in range(VECTORS)]
 
 
 # ---- the header --------------------------------------------------------------------------------------------------------------

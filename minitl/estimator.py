@@ -31,11 +31,11 @@ from .files import printable
 from .folders import difference_hash, split
 from .graph import INPUT
 from .images import Recipe, digest, photos_ahead, read_photo
-from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Model, find
 from .phases import NOTHING, describe_freeze, head_settings, plan, rate_factors, settings_of
 from .pictures import Pictures, Views, read_pictures
+from .reference import softmax
 from .training import History, Settings, Source
 
 EXPECTED = "expected paths of photos, or pixels (N, height, width, 3) as uint8 or as float in 0..1 or 0..255, or such photos as flat rows"

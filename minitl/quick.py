@@ -1,7 +1,8 @@
 """The classifier alone, trained by SGD on features that stay the same: the steps of training.train_step, many in one call of fast/head.py.
 
 In: a Graph whose one trainable layer is the Dense at its end, its optimiser, features. Out: moved parameters, with the very bits that
-training.train_step would give. `of` says None for everything else, and where the fast kernels are not to be used or cannot be.
+training.train_step would give; answers with those of Graph.evaluate. `of` and `answers` say None for everything else, and where the fast
+kernels are not to be used or cannot be.
 """
 
 from __future__ import annotations
@@ -46,14 +47,8 @@ class Head:
         old = self.graph.params[node]
         (width, classes), columns = old["kernel"].shape, filled(old["kernel"].shape[1])
 
-        def wide(array: Array | None, rows: int) -> Array:
-            copy = np.zeros((rows, columns), np.float32)
-            if array is not None:
-                copy[:, :classes] = array
-            return copy
-
-        moving = [wide(old["kernel"], width), wide(old["bias"], 1)]
-        speeds = [wide(slots.get((node, "kernel")), width), wide(slots.get((node, "bias")), 1)]
+        moving = [_wide(old["kernel"], width, columns), _wide(old["bias"], 1, columns)]
+        speeds = [_wide(slots.get((node, "kernel")), width, columns), _wide(slots.get((node, "bias")), 1, columns)]
         ends = np.cumsum([len(batch) for batch in batches])
         most = max(len(batch) for batch in batches)
         at = np.concatenate(batches).astype(np.int64, copy=False)
@@ -82,16 +77,51 @@ class Head:
         return begun, parts, right
 
 
+def _wide(array: Array | None, rows: int, columns: int) -> Array:
+    """(rows, classes) -> (rows, columns), zeros behind; all zeros of None."""
+    copy = np.zeros((rows, columns), np.float32)
+    if array is not None:
+        copy[:, : array.shape[-1]] = array
+    return copy
+
+
+def _fits(graph: Graph, source: object) -> bool:
+    """Whether the rows of the source are what the Dense layer at the graph's end reads, as the fast kernels want them."""
+    node = graph[graph.output]
+    if plain() or not isinstance(source, Features) or not isinstance(node.layer, Dense):
+        return False
+    if [name for name, _ in source.parts] != list(node.inputs):
+        return False
+    arrays = [source.rows, *graph.params[node.name].values()]
+    return source.rows.flags.c_contiguous and all(array.dtype == np.float32 for array in arrays)
+
+
+def answers(graph: Graph, source: object) -> Array | None:
+    """What a classifier says: (N, classes) float32."""
+    if not _fits(graph, source):
+        return None
+    assert isinstance(source, Features)
+    try:
+        kernel = load("head").answers
+    except MinitlError:
+        return None
+    params = graph.params[graph.output]
+    (width, classes), columns = params["kernel"].shape, filled(params["kernel"].shape[1])
+    weights, bias = _wide(params["kernel"], width, columns), _wide(params.get("bias"), 1, columns)
+    rows = np.arange(len(source)) if source.index is None else source.index
+    photos, found = source.rows.ctypes.data + 4 * width * rows.astype(np.int64), np.empty((len(source), columns), np.float32)
+    kernel(photos.ctypes.data, len(photos), width, weights.ctypes.data, bias.ctypes.data, 4 * columns, found.ctypes.data)
+    return found[:, :classes].copy()
+
+
 def of(graph: Graph, optimiser: Optimiser, source: object, targets: Array, weights: Array | None) -> Head | None:
     """A Head where these are what it can do, without anything random and with the fast kernels."""
     node = graph[graph.output]
-    if plain() or type(optimiser) is not SGD or not isinstance(source, Features) or not isinstance(node.layer, Dense):
+    if not _fits(graph, source) or type(optimiser) is not SGD:
         return None
+    assert isinstance(source, Features)
     moving = [(name, parameter) for name, parameter, mask in graph.trainable() if mask is True or name != node.name]
-    if moving != [(node.name, "kernel"), (node.name, "bias")] or [name for name, _ in source.parts] != list(node.inputs):
-        return None
-    params = graph.params[node.name]
-    if source.rows.dtype != np.float32 or not source.rows.flags.c_contiguous or any(p.dtype != np.float32 for p in params.values()):
+    if moving != [(node.name, "kernel"), (node.name, "bias")]:
         return None
     try:
         return Head(graph, optimiser, source, targets, weights)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import kernels, kernels_fast, quick
+from . import kernels_fast, quick, reference
 from .engine import Values
 from .errors import MinitlError
 from .graph import Graph
@@ -176,7 +176,10 @@ def mixed(feeds: dict[str, Array], targets: Array, strength: float, rng: Any) ->
 
 
 def predict(graph: Graph, source: Source, batch: int = 64) -> Array:
-    """Logits (N, classes) float32 of all photos; by the engine where convolutions are left to do, and one value to start them from."""
+    """Logits (N, classes) float32 of all photos; by fast kernels for the classifier alone; by the engine where convolutions
+    are left to do, and one value to start them from."""
+    if (answers := quick.answers(graph, source)) is not None:
+        return answers
     start, *others = source.feeds(slice(0, 1))
     engine = None
     if not others and any(isinstance(node.layer, Conv2D) for node in graph.ancestors({graph.output}, {start})):
@@ -190,7 +193,7 @@ def predict(graph: Graph, source: Source, batch: int = 64) -> Array:
 
 def loss_and_accuracy(logits: Array, labels: Array) -> tuple[float, float]:
     """Mean cross-entropy in nats, share of correct answers."""
-    losses, _ = kernels.softmax_cross_entropy(logits, one_hot(labels, logits.shape[1]))
+    losses, _ = reference.softmax_cross_entropy(logits, one_hot(labels, logits.shape[1]))
     return float(losses.mean()), float((logits.argmax(axis=1) == labels).mean())
 
 

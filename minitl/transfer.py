@@ -30,7 +30,6 @@ from .files import printable
 from .folders import Item, Listing, find_photos, groups_alike, list_folder, split, with_validation
 from .graph import Graph
 from .images import PhotoError, photos_ahead, read_photos, try_photo
-from .kernels import softmax
 from .layers import Array
 from .model import CALIBRATION_PHOTOS, Deployment, Model
 from .phases import (
@@ -46,6 +45,7 @@ from .phases import (
     settings_of,
 )  # fmt: skip
 from .pictures import CHANGED, Pictures, Views, read_pictures
+from .reference import softmax
 from .report import confusion_matrix, nearest_training, reliability, worst_mistakes
 from .training import Epoch, History, Settings, Source, check_trainable
 from .version import __version__

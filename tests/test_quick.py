@@ -1,17 +1,20 @@
 """Many steps of a classifier at once: the very bits of one step after the other, whatever the sizes."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import small_models
 
-from minitl import quick, training
+from minitl import demo_pictures, quick, training
 from minitl.errors import MinitlError
 from minitl.features import Features
 from minitl.graph import Graph
 from minitl.images import Recipe
 from minitl.layers import Dense, Dropout
+from minitl.processor import LINUX_X86
 from minitl.training import Settings
 
 RECIPE = Recipe(8, 8)
@@ -135,3 +138,27 @@ def test_features_that_may_not_be_written_and_lie_anywhere(monkeypatch):
         quick.of(one, training.SGD(one, 0.9, 0.1), replace(features, rows=rows), targets, None).run([np.arange(16)] * 3, [0.1] * 3)
         results.append(one.params["answers"]["kernel"].tobytes())
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 41])
+@pytest.mark.parametrize("width, classes", [(1, 2), (35, 3), (256, 10), (9, 33)])
+def test_answers_have_the_bits_of_the_plain_path(monkeypatch, count, width, classes):
+    graph = head(width, classes)
+    graph.params["answers"]["bias"] = np.arange(classes, dtype=np.float32)
+    features = source(graph, 60, index=np.random.default_rng(2).permutation(60)[:count])
+    fast = quick.answers(graph, features)
+    assert fast.flags.c_contiguous and fast.tobytes() == training.predict(graph, features).tobytes()
+    monkeypatch.setenv("MINITL_ENGINE", "plain")
+    assert quick.answers(graph, features) is None
+    assert fast.tobytes() == training.predict(graph, features).tobytes()
+
+
+def test_a_run_that_trains_the_classifier_alone_imports_no_numba_when_the_kernels_are_on_disk(tmp_path):
+    demo_pictures.draw_photos(tmp_path / "photos", 4, size=40)
+    words = ["train", tmp_path / "photos", "--weights", small_models.SMALL, "-o", tmp_path / "out", "--no-cache", "--epochs", "2"]
+    code = "import sys\nfrom minitl import cli\ncli.main(sys.argv[1:])\nprint({'numba', 'llvmlite'} & set(sys.modules))"
+    for _ in range(2):  # the first may compile
+        ran = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    if LINUX_X86:
+        assert ran.stdout.endswith("set()\n"), ran.stdout

@@ -116,6 +116,19 @@ def _move(p, v, g, count, rate, momentum, decay):  # type: ignore[no-untyped-def
         p[i] = p[i] - rate * (slope + momentum * speed)
 
 
+@kernel
+def answers(photos, count, width, kernel_at, bias_at, row, target):  # type: ignore[no-untyped-def]
+    """Forward. photos: `count` addresses of features (width,); kernel (width, columns), bias (columns,) and target (count, columns) are
+    float32 at these addresses, `row` bytes each row.
+    """
+    whole = count - count % TILE
+    for panel in range(0, row, VECTOR):
+        for n in range(0, whole, TILE):
+            _forward_tile(photos + 8 * n, width, kernel_at + panel, row, bias_at + panel, target + n * row + panel)
+        for n in range(whole, count):
+            _forward_one(photos + 8 * n, width, kernel_at + panel, row, bias_at + panel, target + n * row + panel)
+
+
 TABLE = (
     "count features width targets classes weights columns kernel bias velocity bias_velocity rates rows at ends losses result "
     "photos dy gradient slope"
@@ -150,12 +163,7 @@ def steps(table):  # type: ignore[no-untyped-def]
         size = ends[step] - begin
         for n in range(size):
             addresses[n] = features + 4 * width * rows[begin + n]
-        whole = size - size % TILE
-        for panel in range(0, row, VECTOR):
-            for n in range(0, whole, TILE):
-                _forward_tile(photos + 8 * n, width, kernel_at + panel, row, bias_at + panel, dy_at + n * row + panel)
-            for n in range(whole, size):
-                _forward_one(photos + 8 * n, width, kernel_at + panel, row, bias_at + panel, dy_at + n * row + panel)
+        answers(photos, size, width, kernel_at, bias_at, row, dy_at)
         correct = _loss(dy, columns, targets, weights, integers(at + 8 * begin), size, classes, floats(losses + 4 * begin))
         begin = ends[step]
         result[0] = step + 1
@@ -176,4 +184,4 @@ def steps(table):  # type: ignore[no-untyped-def]
         _move(floats(bias_at), floats(bias_velocity), slope, columns, rates[step], momentum, np.float32(0))
 
 
-EXPORTS = {"steps": (steps, 1)}
+EXPORTS = {"steps": (steps, 1), "answers": (answers, 7)}
