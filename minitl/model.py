@@ -133,11 +133,11 @@ class Model:
         """Preprocessed images (N, H, W, 3) float32 -> what the classifier reads (N, C) float32."""
         return self._evaluate(x, self.feature_node)[0]
 
-    def _evaluate(self, x: Array, *nodes: str) -> list[Array]:
+    def _evaluate(self, x: Array, *nodes: str, engine: Values | None = None) -> list[Array]:
         x = np.ascontiguousarray(x, np.float32)
         if x.shape[1:] != self.graph.input_shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, self.graph.input_shape))}), found {x.shape}")
-        found = self._engine(nodes).run(x)
+        found = (engine or self._engine(nodes)).run(x)
         values = [found[node] for node in nodes]
         if not all(np.isfinite(value).all() for value in values):
             raise MinitlError("the network answers with numbers that are not finite (NaN or infinity): its weights are damaged")
@@ -145,9 +145,12 @@ class Model:
 
     def _engine(self, nodes: tuple[str, ...]) -> Values:
         """Computes these nodes with the weights of now: the last one made, unless they have changed since."""
-        now = (nodes, self.graph, [zlib.crc32(np.ascontiguousarray(array)) for array in self.graph.arrays().values()])
-        if self._made is None or self._made[0] != now:
-            self._made = now, Values(self.graph, nodes)
+        if self._made is None:  # most processes ask once
+            self._made = (), Values(self.graph, nodes)
+        else:
+            now = (nodes, self.graph, [zlib.crc32(np.ascontiguousarray(array).data) for array in self.graph.arrays().values()])
+            if self._made[0] != now:
+                self._made = now, Values(self.graph, nodes)
         return self._made[1]
 
     def logits(self, pixels: Array) -> Array:
@@ -157,11 +160,17 @@ class Model:
     def predict(self, photos: str | Path | Sequence[str | Path], int8: bool = False) -> list[Answer]:
         """An Answer for every photo, all classes sorted by probability. A photo that cannot be read gets an Answer with `problem`."""
         self.needs_classifier()
-        return self.deploy().predict(photos) if int8 else _answers(photos, self.recipe, self.classes, self.judge)
+        if int8:
+            return self.deploy().predict(photos)
+        engine = self._engine((self.graph.output, self.feature_node))
+        return _answers(photos, self.recipe, self.classes, lambda pixels: self.judge(pixels, engine))
 
-    def judge(self, pixels: Array) -> tuple[Array, Array]:
-        """Prepared photos (N, H, W, 3) uint8 -> logits (N, classes), and whether each shows none of the classes (N,) bool."""
-        logits, features = self._evaluate(self.recipe.normalise(pixels), self.graph.output, self.feature_node)
+    def judge(self, pixels: Array, engine: Values | None = None) -> tuple[Array, Array]:
+        """Prepared photos (N, H, W, 3) uint8 -> logits (N, classes), and whether each shows none of the classes (N,) bool.
+
+        engine: what predict has made for all its photos.
+        """
+        logits, features = self._evaluate(self.recipe.normalise(pixels), self.graph.output, self.feature_node, engine=engine)
         rule = replace(self.neither, threshold_int8=self.neither.threshold).rule() if self.neither else None
         return logits, rule.is_neither(features) if rule else np.zeros(len(logits), bool)
 
