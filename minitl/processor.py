@@ -44,9 +44,21 @@ def said_by_llvm() -> tuple[str, str]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     try:
-        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     except RuntimeError:
         return "", ""
+    if ARM and (name.startswith("apple-m") or (name != "generic" and _says_dotprod())):
+        features = f"{features},+dotprod"  # of which LLVM 20 says nothing; Numba, too, has it for every processor with it that LLVM knows
+    return name, features
+
+
+def _says_dotprod() -> bool:
+    """Whether Linux on ARM says that there is sdot, https://docs.kernel.org/arch/arm64/elf_hwcaps.html."""
+    try:
+        with open(CPUINFO, encoding="latin-1") as file:
+            return re.search(r"^Features\s*:.*\basimddp\b", file.read(), re.MULTILINE) is not None
+    except OSError:
+        return False
 
 
 def named(features: str) -> frozenset[str]:
