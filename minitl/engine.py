@@ -45,8 +45,10 @@ the second. What fits into the second-level cache is as fast without."""
 def panels(kernel: Array, channels: int) -> Array:
     """(kh, kw, I, O) -> (O / LANES, kh, kw * channels, LANES), zeros where channels or outputs are filled up."""
     kh, kw, inputs, outputs = kernel.shape
-    full = np.zeros((kh, kw, channels, filled(outputs)), np.float32)
-    full[:, :, :inputs, :outputs] = kernel
+    full = kernel
+    if (inputs, outputs) != (channels, filled(outputs)):
+        full = np.zeros((kh, kw, channels, filled(outputs)), np.float32)
+        full[:, :, :inputs, :outputs] = kernel
     return full.reshape(kh, kw * channels, -1, LANES).transpose(2, 0, 1, 3)
 
 

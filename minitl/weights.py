@@ -244,10 +244,15 @@ def parse(data: bytes | memoryview, what: str) -> Weights:
     if said != found:
         said = printable(str(said)[:12])
         raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {said}...: it was damaged or changed")
+    block = np.empty(sum(array.size for array in arrays.values()), np.float32)  # a large one costs less than many small ones
+    floats, end = {}, 0
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
-    floats = {name: array.astype(np.float32) for name, array in arrays.items()}
+        start, end = end, end + array.size
+        floats[name] = block[start:end].reshape(array.shape)
+        floats[name][...] = array
+    if not np.isfinite(block).all():
+        name = next(name for name, array in floats.items() if not np.isfinite(array).all())
+        raise MinitlError(f"{what}: {name} holds numbers that are not finite (NaN or infinity): the training went wrong")
     statistics = {name: floats.pop(name) for name in list(floats) if name.startswith(CALIBRATION + "/")}
     directions = floats.pop(NEITHER, None)
     weights = _from_meta(meta, floats, statistics, what)
