@@ -287,9 +287,7 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
                 result.reused += isinstance(given, Row)
                 if isinstance(given, bytes) and isinstance(found, Row) and not pixels:
                     if not np.isfinite(found.values).all():
-                        raise MinitlError(
-                            f"{printable(paths[index])}: its features are not finite, the weights are damaged"
-                        )
+                        raise MinitlError(f"{printable(paths[index])}: its features are not finite, the weights are damaged")
                     store.add(key, found)
                 result.looks.append(look)
                 result.kept.append(index)

@@ -234,7 +234,6 @@ def fit(
     Where the loss is no longer a number, the best epoch so far is kept; MinitlError where there is none, or where nothing can be trained.
     """
     check_trainable(graph)
-    classes = graph.shapes[graph.output][0]
     batches = math.ceil(len(train) / settings.batch)
     at = state or begin(graph, settings, baseline, factors)
     walk = _walk(graph, train, train_labels, settings, at.optimiser, batches)
@@ -275,7 +274,7 @@ def fit(
 
 
 Walk = Callable[[State, list[Array]], Iterator[tuple[int, float, int]]]
-"""Makes a step for each of some batches (numbers of photos); gives (steps, sum of their losses, right answers) after each, or some of them."""
+"""Makes a step for each of some batches (numbers of photos); gives (steps, sum of their losses, right answers), now and then."""
 
 
 def _walk(graph: Graph, train: Source, labels: Array, settings: Settings, optimiser: Optimiser, batches: int) -> Walk:

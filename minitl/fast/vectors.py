@@ -29,9 +29,12 @@ VECTOR = 4 * LANES
 int64 = numba.types.int64
 
 
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile with Numba, for native.py: no wrapper for Python, no checks, no exceptions; arguments are integers."""
-    return numba.njit(nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return numba.njit(**OPTIONS)(function)
 
 
 def emitted(arguments: int, returns: Any = None) -> Callable[[Callable[..., Any]], Any]:
