@@ -322,7 +322,7 @@ def write_run(run: Run, out: Path, name: str) -> None:
     photos = {item.name: item.path for item in (*run.train, *run.val)}
     page, html = draw(run.report, photos), report_html.page(run.report, photos)
     report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
-    header = run.model.emit(name, "model.h")
+    header = run.network.emit(name, "model.h")
     texts = [text.encode("utf-8", "replace") for text in (header, html, report)]
     contents = (to_bytes(run.model.content()), *texts[:2], to_png(page), texts[2])
     write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
@@ -334,7 +334,7 @@ def summary(run: Run, out: Path) -> str:
     lines = [
         f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
         *kept_epochs(run.report["phases"]),
-        costs(run.model.deploy()),
+        costs(run.network),
         f"{duration(run.report['seconds']['all'])}" + (f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""),
     ]
     for row in run.report.get("neither", {}).get("rows", ()):

@@ -115,23 +115,28 @@ class Sheet(Protocol):
 
 
 class Page:
-    """A white sheet, WIDTH wide, drawn on in page pixels; grows downwards as sections are added at `y`."""
+    """A white sheet, WIDTH wide, drawn on in page pixels; grows downwards as sections are added at `y`.
 
-    def __init__(self, height: int = ROOM):
+    What lies above a heading is finished, and is reduced to page size where the room is needed: a large page takes little memory.
+    """
+
+    def __init__(self, height: int = 2 * ROOM):
         self.image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), WHITE)
         self.pen = ImageDraw.Draw(self.image)
         self.y = MARGIN
+        self.above = 0
+        self.done: list[Image.Image] = []
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: Colour | None, outline: Colour | None = None, title: str = "") -> None:
         """A filled rectangle, right and bottom edge excluded."""
         if x1 > x0 and y1 > y0:
-            left, upper, right, lower = (round(v * SCALE) for v in (x0, y0, x1, y1))
+            left, upper, right, lower = (round(v * SCALE) for v in (x0, y0 - self.above, x1, y1 - self.above))
             self.pen.rectangle((left, upper, max(right - 1, left), max(lower - 1, upper)), fill, outline, SCALE)
 
     def line(self, points: Sequence[Point], fill: Colour, width: float = 1, dashed: bool = False) -> None:
         """A line through points; dashed: from the first to the last."""
         if not dashed:
-            self.pen.line([(x * SCALE, y * SCALE) for x, y in points], fill, max(1, round(width * SCALE)), joint="curve")
+            self.pen.line([(x * SCALE, (y - self.above) * SCALE) for x, y in points], fill, max(1, round(width * SCALE)), joint="curve")
             return
         (x0, y0), (x1, y1) = points[0], points[-1]
         length = math.hypot(x1 - x0, y1 - y0)
@@ -141,12 +146,13 @@ class Page:
 
     def dot(self, x: float, y: float, radius: float, fill: Colour, outline: Colour | None = None, title: str = "") -> None:
         """A disc."""
+        y -= self.above
         self.pen.ellipse([round(v * SCALE) for v in (x - radius, y - radius, x + radius, y + radius)], fill, outline, SCALE)
 
     def text(self, x: float, y: float, text: str, size: float, fill: Colour = INK, anchor: str = "la", width: float = math.inf) -> float:
         """One line, shortened to `width`; anchor as in Pillow. Returns the width that it took."""
         text, font = shortened(legible(text), size, width), _font(size * SCALE)
-        self.pen.text((x * SCALE, y * SCALE), text, fill, font, anchor)
+        self.pen.text((x * SCALE, (y - self.above) * SCALE), text, fill, font, anchor)
         return font.getlength(text) / SCALE
 
     def upright(self, x: float, bottom: float, text: str, size: float, width: float) -> None:
@@ -155,11 +161,17 @@ class Page:
         layer = Image.new("L", (math.ceil(font.getlength(text)) + 2, round(size * SCALE * 1.4)))
         ImageDraw.Draw(layer).text((1, layer.height / 2), text, 255, font, "lm")
         layer = layer.transpose(Image.Transpose.ROTATE_90)
-        self.image.paste(INK, (round(x * SCALE - layer.width / 2), round(bottom * SCALE - layer.height)), layer)
+        self.image.paste(INK, (round(x * SCALE - layer.width / 2), round((bottom - self.above) * SCALE - layer.height)), layer)
+
+    def picture(self, x: int, y: int, picture: Image.Image) -> None:
+        """A picture, SCALE times as large as on the page."""
+        self.image.paste(picture, (x * SCALE, (y - self.above) * SCALE))
 
     def heading(self, text: str, note: str = "") -> None:
         """The title of a section, with a remark in grey."""
         self.y += 34
+        if (self.y - self.above + ROOM) * SCALE > self.image.height:
+            self._finish(int(self.y) - self.above)
         self.room(ROOM)
         taken = self.text(MARGIN, self.y, text, 22)
         self.text(MARGIN + taken + 14, self.y + 6, note, 14, GREY, width=WIDTH - 2 * MARGIN - taken - 14)
@@ -180,15 +192,33 @@ class Page:
 
     def room(self, pixels: float) -> None:
         """Make the sheet longer where there are fewer pixels below `y`."""
-        if (self.y + pixels) * SCALE > self.image.height:
-            longer = Image.new("RGB", (WIDTH * SCALE, max(round(self.y + pixels) * SCALE, self.image.height * 3 // 2)), WHITE)
+        if (self.y - self.above + pixels) * SCALE > self.image.height:
+            height = max(round(self.y - self.above + pixels) * SCALE, self.image.height * 3 // 2)
+            longer = Image.new("RGB", (WIDTH * SCALE, height), WHITE)
             longer.paste(self.image)
             self.image, self.pen = longer, ImageDraw.Draw(longer)
 
+    def _finish(self, rows: int) -> None:
+        """The first rows are as they will be; those below move up."""
+        size = WIDTH * SCALE, self.image.height
+        self.done.append(self.image.crop((0, 0, size[0], rows * SCALE)).reduce(SCALE))
+        self.image.paste(self.image.crop((0, rows * SCALE, *size)))
+        self.image.paste(WHITE, (0, size[1] - rows * SCALE, *size))
+        self.above += rows
+
     def finished(self) -> Image.Image:
         """The sheet down to where it is used, at page size."""
-        assert (self.y + MARGIN) * SCALE <= self.image.height, "the sheet is too short"
-        return self.image.crop((0, 0, WIDTH * SCALE, round(self.y + MARGIN) * SCALE)).reduce(SCALE)
+        assert (self.y - self.above + MARGIN) * SCALE <= self.image.height, "the sheet is too short"
+        height = round(self.y + MARGIN)
+        last = self.image.crop((0, 0, WIDTH * SCALE, (height - self.above) * SCALE)).reduce(SCALE)
+        if not self.done:
+            return last
+        page = Image.new("RGB", (WIDTH, height))
+        y = 0
+        for part in (*self.done, last):
+            page.paste(part, (0, y))
+            y += part.height
+        return page
 
 
 # ---- charts --------------------------------------------------------------------------------------------------------------------

@@ -14,14 +14,15 @@ Left out: tidying up old keys; the folder can be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,6 +40,10 @@ from .threads import threads
 from .version import __version__
 from .weights import pack, unpack
 
+PHOTOS_AT_ONCE, BYTES_AT_ONCE, SECONDS_AT_ONCE = 8, 1 << 20, 0.02
+"""What a thread takes at a time, the least of them: being handed a small photo costs a tenth of its time, and a stop loses what is begun."""
+PIXELS_KEPT = 64 << 20
+"""Bytes of pixels that are kept for whoever wants the same photos again."""
 ROWS_PER_FILE = 256
 FILES_OPEN = 8
 SECONDS_PER_FILE = 5.0
@@ -217,7 +222,7 @@ class Extraction:
     """What came of reading photos: features of the good ones, and the rest by name.
 
     kept: indices into the paths, one per row. digests, looks: of the kept photos, for folders.split. skipped: (path, reason).
-    reused: how many rows came from the cache.
+    reused: how many rows came from the cache. pixels: of some of the photos, as read_photo gave them, PIXELS_KEPT bytes at most.
     """
 
     features: Features
@@ -227,13 +232,14 @@ class Extraction:
     skipped: list[tuple[Path, str]]
     reused: int
     cache_problem: str = ""
+    pixels: dict[Path, Array] = field(default_factory=dict)
 
 
 def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | None = None, progress: Progress | None = None) -> Extraction:
     """Rows for all photos that can be read. cache: the folder to keep features in, None to keep nothing (pixels are never kept).
 
-    As many threads as there are processors take a photo each all the way, from JPEG to row: none waits for another, and few photos are
-    in memory. Other threads read and hash the files, ahead of these. What is new is decided in between, in the order of the paths.
+    As many threads as there are processors take some photos each all the way, from JPEG to row: none waits for another, and few photos
+    are in memory. Other threads read and hash the files, ahead of these. What is new is decided in between, in the order of the paths.
     """
     paths = list(paths)
     parts = [(name, graph.shapes[name]) for name in graph.border()]
@@ -252,31 +258,44 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
             return error
 
     begun: set[str] = set()
+    pace = [SECONDS_AT_ONCE]
 
-    def tasks() -> Iterator[tuple[str, bytes | Row | PhotoError | None]]:
-        """(digest, the bytes of a photo that is new, the row of one that is not, or why there is neither); None: as an earlier one."""
-        for _, found in photos_ahead(hashed, paths, ahead=2 * threads()):
-            if isinstance(found, PhotoError):
-                yield "", found
-            elif found[0] in begun:
-                yield found[0], None
-            else:
-                begun.add(found[0])
-                yield found[0], store.get(found[0]) or found[1]
+    def task(found: tuple[str, bytes] | PhotoError) -> Task:
+        if isinstance(found, PhotoError):
+            return "", found
+        if found[0] in begun:
+            return found[0], None
+        begun.add(found[0])
+        return found[0], store.get(found[0]) or found[1]
 
-    def finished(task: tuple[str, bytes | Row | PhotoError | None]) -> Row | PhotoError | None:
+    def finished(task: Task) -> tuple[Row | PhotoError | None, Array | None]:
+        """What came of it, and the pixels of a photo that was decoded."""
         if not isinstance(task[1], bytes):
-            return task[1]
+            return task[1], None
         try:
             photo = read_photo(task[1], recipe)
         except PhotoError as error:
-            return error
-        return Row(features_of(frozen, recipe, photo) if frozen else photo.reshape(-1), difference_hash(photo))
+            return error, None
+        return Row(features_of(frozen, recipe, photo) if frozen else photo.reshape(-1), difference_hash(photo)), photo
+
+    def all_finished(some: list[Task]) -> list[tuple[Row | PhotoError | None, Array | None]]:
+        begun = time.monotonic()
+        done = [finished(task) for task in some]
+        pace[0] = (time.monotonic() - begun) / len(some)
+        return done
+
+    def results() -> Iterator[tuple[Task, tuple[Row | PhotoError | None, Array | None]]]:
+        """One by one, made some at a time."""
+        files = photos_ahead(lambda some: [hashed(path) for path in some], _some_at_once(paths, pace), ahead=2 * threads())
+        tasks = ([task(found) for found in some] for _, some in files)
+        for some, done in photos_ahead(all_finished, tasks):
+            yield from zip(some, done, strict=True)
 
     result = Extraction(Features(rows, parts, recipe), [], [], [], [], 0)
+    kept_bytes = 0
     known: dict[str, int | PhotoError] = {}  # digest -> number of its row: the same photo again costs nothing
     try:
-        for index, ((key, given), row) in enumerate(photos_ahead(finished, tasks())):
+        for index, ((key, given), (row, pixels_of)) in enumerate(results()):
             at = len(result.kept)
             found = row or known[key]
             known.setdefault(key, found if isinstance(found, PhotoError) else at)
@@ -289,6 +308,9 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
                     if not np.isfinite(found.values).all():
                         raise MinitlError(f"{printable(paths[index])}: its features are not finite, the weights are damaged")
                     store.add(key, found)
+                if pixels_of is not None and not pixels and kept_bytes + pixels_of.nbytes <= PIXELS_KEPT:
+                    result.pixels[paths[index]] = pixels_of
+                    kept_bytes += pixels_of.nbytes
                 result.looks.append(look)
                 result.kept.append(index)
                 result.digests.append(key)
@@ -299,6 +321,25 @@ def extract(graph: Graph, recipe: Recipe, paths: Iterable[Path], cache: Path | N
     result.cache_problem = store.problem
     result.features.rows = rows[: len(result.kept)]
     return result
+
+
+Task = tuple[str, bytes | Row | PhotoError | None]
+"""(digest, the bytes of a photo that is new, the row of one that is not, or why there is neither); None: as an earlier one."""
+
+
+def _some_at_once(paths: Sequence[Path], pace: Sequence[float]) -> Iterator[list[Path]]:
+    """The paths, see PHOTOS_AT_ONCE. pace: seconds that a photo took lately."""
+    some: list[Path] = []
+    size = 0
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # reading it will say why
+            size += path.stat().st_size
+        some.append(path)
+        if len(some) == PHOTOS_AT_ONCE or size >= BYTES_AT_ONCE or (len(some) + 1) * pace[0] > SECONDS_AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def features_of(frozen: Values, recipe: Recipe, photo: Array) -> Array:

@@ -690,7 +690,7 @@ def _draw_photo(page: Page, name: str, x: int, y: int, side: int, photos: Path |
     if picture is None:
         page.text(x + side / 2, y + side / 2, "no photo", 13, GREY, "mm")
     else:
-        page.image.paste(picture, (x * SCALE, y * SCALE))
+        page.picture(x, y, picture)
 
 
 def _draw_reliability(page: Page, calibration: Mapping[str, Any] | None) -> None:

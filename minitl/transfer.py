@@ -7,6 +7,7 @@ carries what is to be said.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import itertools
@@ -105,12 +106,17 @@ def evaluate(network: Model | Deployment, items: Sequence[Item], int8: bool = Fa
     return evaluate_all([chosen], items, progress)[0]
 
 
+Known = Mapping[Path, Array]
+"""Pixels (H, W, 3) uint8 of photos that were read before, with the same recipe."""
+
 AT_ONCE = 8
 """Photos that are judged together."""
 
 
-def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], progress: Progress | None = None) -> list[Evaluation]:
-    """An Evaluation for each of several networks with one recipe and the same classes; the photos are read once."""
+def evaluate_all(
+    networks: Sequence[Model | Deployment], items: Sequence[Item], progress: Progress | None = None, known: Known | None = None
+) -> list[Evaluation]:
+    """An Evaluation for each of several networks with one recipe and the same classes; photos are read once, those that are known not."""
     first = networks[0]
     recipe = first.recipe if isinstance(first, Model) else first.pictures()
     kept: list[Item] = []
@@ -119,7 +125,7 @@ def evaluate_all(networks: Sequence[Model | Deployment], items: Sequence[Item], 
 
     def judge(some: Sequence[Item]) -> tuple[list[Array | PhotoError], list[tuple[Array, Array]]]:
         """Each thread takes some photos all the way; an answer does not depend on the others."""
-        photos = [try_photo(item.path, recipe) for item in some]
+        photos = [try_photo(item.path, recipe) if (found := (known or {}).get(item.path)) is None else found for item in some]
         pixels = [photo for photo in photos if not isinstance(photo, PhotoError)]
         return photos, [network.judge(np.stack(pixels)) for network in networks] if pixels else []
 
@@ -149,6 +155,11 @@ class Run:
     val: list[Item]
     train: list[Item]
     checkpoint: Checkpoint
+
+    @functools.cached_property
+    def network(self) -> Deployment:
+        """The model's int8 network, as it goes into the header."""
+        return self.model.deploy()
 
 
 def choose_photos(photos: str | Path, val: str | None) -> tuple[Listing, float]:
@@ -272,12 +283,13 @@ def fit(
     fit_done = time.monotonic()
     notify.say("calibrating int8 and measuring both networks on the validation photos")
     items, train_at, val_at = photos.items, photos.train_at, photos.val_at
-    calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at])
+    known = photos.found.pixels
+    calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at], known)
     try:
-        model.deploy()
+        network = model.deploy()
     except MinitlError as problem:
         raise MinitlError(f"the trained network has no int8 form, a smaller rate may help ({problem})") from None
-    both = evaluate_all([model, model.deploy()], [items[i] for i in val_at], notify.photos)
+    both = evaluate_all([model, network], [items[i] for i in val_at], notify.photos, known)
     if max_int8_drop is not None and points_lost(both) > max_int8_drop:
         both = photos.train_rounded(both, options.get("seed", 0), kept, note)
     third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None else None
@@ -587,10 +599,12 @@ def check_photos(labels: Array, in_val: Array, classes: Sequence[str], skipped: 
         )
 
 
-def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str]) -> None:
+def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str], known: Known) -> None:
     """Calibrate int8 on training photos, chosen by their content so that the same photos give the same header."""
     chosen = [items[i].path for i in sorted(range(len(items)), key=lambda i: digests[i])[:CALIBRATION_PHOTOS]]
-    pixels = (found for _, found in read_photos(chosen, model.recipe) if not isinstance(found, PhotoError))
+    read = read_photos([path for path in chosen if path not in known], model.recipe)
+    every = (known[path] if path in known else next(read)[1] for path in chosen)
+    pixels = (found for found in every if not isinstance(found, PhotoError))
     first = next(pixels, None)
     if first is None:
         raise MinitlError(

@@ -8,7 +8,7 @@ import small_models
 from PIL import Image
 
 import minitl
-from minitl import autofreeze, cli, model, phases, training, transfer
+from minitl import autofreeze, cli, features, model, phases, training, transfer
 from minitl.augment import Augmentation
 from minitl.errors import MinitlError
 from minitl.model import find
@@ -80,6 +80,20 @@ def test_two_hundred_classes_are_trained_drawn_and_emitted(tmp_path):
     cli.write_run(run, tmp_path, "model")
     assert len(run.report["classes"]) == 200 and (tmp_path / "report.html").stat().st_size > 10_000
     assert "#define MODEL_CLASSES 200" in (tmp_path / "model.h").read_text()
+
+
+@pytest.mark.parametrize("most", [0, 20_000])
+def test_pixels_that_are_kept_give_the_run_of_photos_that_are_read_again(photos, monkeypatch, most):
+    runs, reads, real = [], [], transfer.try_photo
+    monkeypatch.setattr(transfer, "try_photo", lambda *given: reads.append(given) or real(*given))
+    for bound in (features.PIXELS_KEPT, most):
+        monkeypatch.setattr(features, "PIXELS_KEPT", bound)
+        run = transfer.train(backbone(), photos, epochs=2)
+        runs.append((run.model.content().content_hash(), run.network.emit("model"), run.report["val"], run.report["mistakes"]))
+        assert bool(reads) == (bound == most)
+    assert runs[0] == runs[1]
+    found = features.extract(run.model.freeze("all").graph, run.model.recipe, [item.path for item in run.train])
+    assert sum(pixels.nbytes for pixels in found.pixels.values()) <= most
 
 
 def test_imprinting_answers_by_the_nearest_class_and_can_be_fine_tuned(photos):
