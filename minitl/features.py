@@ -41,7 +41,7 @@ from .version import __version__
 from .weights import pack, unpack
 
 PHOTOS_AT_ONCE, BYTES_AT_ONCE, SECONDS_AT_ONCE = 8, 1 << 20, 0.02
-"""What a thread takes at a time, the least of them: being handed a small photo costs a tenth of its time, and a stop loses what is begun."""
+"""What a thread takes at a time, the least: being handed a small photo costs a tenth of its time, and a stop loses what is begun."""
 PIXELS_KEPT = 64 << 20
 """Bytes of pixels that are kept for whoever wants the same photos again."""
 ROWS_PER_FILE = 256
