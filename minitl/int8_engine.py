@@ -35,7 +35,7 @@ BATCH = 32
 """Images that callers with many hand over at a time: enough for all threads, few enough for the memory."""
 
 GROUP, BYTE_OFFSET, _ = DOT
-KEPT = np.int16 if GROUP == 2 else np.uint8
+KEPT = np.int16 if GROUP == 2 else np.uint8 if BYTE_OFFSET else np.int8
 
 
 def offset(tensor: Tensor) -> int:
