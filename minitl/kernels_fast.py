@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import threading
 from array import array as Table
 from bisect import bisect, insort
@@ -44,7 +45,7 @@ from .kernels import (  # noqa: F401  (those without a faster twin)
     softmax_cross_entropy,
 )
 from .native import LANES, load, plain
-from .threads import threads, together
+from .threads import threads
 
 Array = np.ndarray
 FLOAT = np.dtype(np.float32)
@@ -172,7 +173,57 @@ def _run(kernel: Any, tasks: int, scratch: int, *arguments: Any) -> None:
     if parts == 1:
         kernel(at, start)
     else:
-        together(lambda part, parts: kernel(at, start + 4 * part * scratch), parts)
+        _team.run(kernel, at, start, 4 * scratch, parts)
+
+
+class _Team:
+    """Threads that stay in compiled code between one kernel and the next, for a millisecond, and then sleep until there is more to do."""
+
+    def __init__(self) -> None:
+        self.box, self.jobs, self.busy = Table("q", [0] * 32), 0, threading.Lock()
+        self.helpers: list[threading.Lock] = []  # held by a helper that is awake, or by nobody: then it sleeps
+        self.given: list[threading.Semaphore] = []
+
+    def run(self, kernel: Any, table: int, scratch: int, size: int, parts: int) -> None:
+        """A kernel on so many threads; on this one only, where another thread has the team."""
+        if not self.busy.acquire(blocking=False):
+            kernel(table, scratch)
+            return
+        try:
+            while len(self.helpers) < parts - 1:
+                self.helpers.append(threading.Lock())
+                self.given.append(threading.Semaphore(0))
+                threading.Thread(target=self._help, args=(len(self.helpers),), daemon=True, name="minitl-training").start()
+            for awake, given in zip(self.helpers[: parts - 1], self.given, strict=False):
+                if awake.acquire(blocking=False):
+                    given.release()
+            self.jobs += 1
+            function = ctypes.cast(kernel.func, ctypes.c_void_p).value
+            _library().lead(self.box.buffer_info()[0], self.jobs, function, kernel.args[0], table, scratch, size, parts)
+        finally:
+            self.busy.release()
+
+    def _help(self, part: int) -> None:
+        while True:
+            self.given[part - 1].acquire()
+            _library().serve(self.box.buffer_info()[0], part, PATIENCE)
+            self.helpers[part - 1].release()
+
+
+PATIENCE = 1 << 16
+"""Looks before a helper goes to sleep: about a millisecond."""
+
+_team = _Team()
+
+
+def _forget() -> None:
+    """A child of fork has none of its parent's threads."""
+    global _team
+    _team = _Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @functools.cache

@@ -6,6 +6,8 @@ differences, in test_layers.py.
 """
 
 import inspect
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -546,3 +548,29 @@ def test_arrays_that_are_not_aligned_are_computed_all_the_same():
         np.testing.assert_array_equal(
             ops.depthwise_conv2d(askew, each, (1, 1), (1, 1, 1, 1)), ops.depthwise_conv2d(x, each, (1, 1), (1, 1, 1, 1))
         )
+
+
+def test_two_threads_that_train_at_once_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setenv("MINITL_THREADS", "2")
+    (arguments,) = drawn_for_a_step()["batch_norm_backward"]
+    expected, found = kernels_fast.batch_norm_backward(*arguments)[0].tobytes(), []
+
+    def work():
+        found.extend(kernels_fast.batch_norm_backward(*arguments)[0].tobytes() for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 60
+
+
+def test_a_process_that_forks_after_training_trains_on_with_its_own_threads(monkeypatch):
+    monkeypatch.setenv("MINITL_THREADS", "2")
+    (arguments,) = drawn_for_a_step()["moments"]
+    expected = kernels_fast.moments(*arguments)[1].tobytes()
+    child = os.fork() if hasattr(os, "fork") else pytest.skip("no fork here")
+    if child == 0:
+        os._exit(0 if kernels_fast.moments(*arguments)[1].tobytes() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0

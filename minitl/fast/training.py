@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from ..native import LANES
 from .inference import TILES, product
-from .vectors import F32, Emit, arrive, clear, copy, emitted, kernel, look, number
+from .vectors import F32, I8, I32, I64, Emit, arrive, clear, copy, emitted, int64, kernel, look, number, rest
 
 FIELDS = (
     "images height width channels top left frame_height frame_width out_height out_width outputs columns kernel_height kernel_width "
@@ -576,8 +576,10 @@ def _norms(lanes: int) -> Any:
             for p in range(0, step, one):
                 choose(norm + p, step, epsilon)
             arrive(counters + 16)
+        turns = 0
         while look(counters + 16) == 0:
-            pass
+            turns += 1
+            rest(turns)
         normalise(rows, at_once, step, x, norm + 5 * step, norm + 7 * step, norm + 3 * step, bounds, y, scratch, counters + 24)
 
     @kernel
@@ -598,8 +600,10 @@ def _norms(lanes: int) -> Any:
                     all_sums(chunks, step, parts + p, products + p, norm + p)
                 arrive(counters + 16)
             chunk = arrive(counters)
+        turns = 0
         while look(counters + 16) == 0:
-            pass
+            turns += 1
+            rest(turns)
         first = arrive(counters + 24) * at_once
         while first < rows:
             count = min(at_once, rows - first)
@@ -613,6 +617,75 @@ def _norms(lanes: int) -> Any:
     return normalise, norm_forward, norm_backward, moments
 
 
+# ---- threads that are there: to wake a thread of Python for each kernel would take as long as many a kernel
+
+BOX = "job function nothing table scratch size parts".split()
+"""What helpers see: the number of the job, 0 if none; the kernel's address, and what it wants beside its own arguments; its table, the
+scratch of the first thread, bytes of scratch, how many threads take part. 128 bytes from the start: how many helpers are at it."""
+
+
+@emitted(4)
+def _call(emit: Emit, function, nothing, table, scratch):  # type: ignore[no-untyped-def]
+    """A kernel by its address, as Numba compiles functions."""
+    byte = I8.as_pointer()
+    kind = ir.FunctionType(I32, [byte, byte, I64, I64])
+    nowhere = emit.builder.inttoptr(nothing, byte)
+    emit.builder.call(emit.builder.inttoptr(function, kind.as_pointer()), [nowhere, nowhere, table, scratch])
+
+
+@emitted(2)
+def _tell(emit: Emit, place, value):  # type: ignore[no-untyped-def]
+    """Store an int64 so that other threads see it, and all that was stored before."""
+    emit.builder.store_atomic(value, emit.pointer(place, I64), "seq_cst", 8)
+
+
+@emitted(1, int64)
+def _see(emit: Emit, place):  # type: ignore[no-untyped-def]
+    """The int64 there, as other threads have told it."""
+    return emit.builder.load_atomic(emit.pointer(place, I64), "seq_cst", 8)
+
+
+@emitted(1)
+def _leave(emit: Emit, counter):  # type: ignore[no-untyped-def]
+    """One less."""
+    emit.builder.atomic_rmw("sub", emit.pointer(counter, I64), emit.const(1), "seq_cst")
+
+
+@kernel
+def lead(box, job, function, nothing, table, scratch, size, parts):  # type: ignore[no-untyped-def]
+    """Run a kernel together with the helpers that are awake; they take tasks as the caller does. job: never used before."""
+    _tell(box + 8, function)
+    _tell(box + 16, nothing)
+    _tell(box + 24, table)
+    _tell(box + 32, scratch)
+    _tell(box + 40, size)
+    _tell(box + 48, parts)
+    _tell(box, job)
+    _call(function, nothing, table, scratch)
+    _tell(box, 0)
+    turns = 0
+    while _see(box + 128) > 0:
+        turns += 1
+        rest(turns)
+
+
+@kernel
+def serve(box, part, patience):  # type: ignore[no-untyped-def]
+    """Help with every job, until there was none for so many looks. part: from 1; a helper more than a job has parts stays away."""
+    last, idle = 0, 0
+    while idle < patience:
+        idle += 1
+        rest(0)
+        job = _see(box)
+        if job > 0 and job != last:
+            arrive(box + 128)
+            if _see(box) == job:  # from here on the caller waits
+                if part < number(box, 6):
+                    _call(number(box, 1), number(box, 2), number(box, 3), number(box, 4) + part * number(box, 5))
+                last, idle = job, 0
+            _leave(box + 128)
+
+
 def _from_table(function: Any, arguments: int) -> tuple[Any, int]:
     """The kernel as it is called: with scratch, and the address of a table of its arguments, the four counters behind them.
 
@@ -624,7 +697,7 @@ def _from_table(function: Any, arguments: int) -> tuple[Any, int]:
     return kernel(scope["from_table"]), 2
 
 
-EXPORTS = {"convolution": _from_table(convolution, 6)}
+EXPORTS = {"convolution": _from_table(convolution, 6), "lead": (lead, 8), "serve": (serve, 3)}
 for _lanes in sorted({LANES, min(LANES, 8)}):  # 8 for channels that are a multiple of 8 only
     _kernels = (*_pointwise_dkernel(_lanes), _depthwise(_lanes), _depthwise_dx(_lanes), _depthwise_dkernel(_lanes), *_norms(_lanes))
     for _kernel, _count in zip(_kernels, (9, 4, 5, 4, 4, 9, 9, 9, 7), strict=True):
