@@ -23,9 +23,6 @@ VALUES_AT_ONCE = 1 << 15
 WORTH_THREADS = 20_000_000
 """Multiply-accumulates of an image from which on several threads share it: they wait for each other after every layer."""
 
-SLAB = 1 << 22
-"""Bytes of memory for constants at a time: from here on NumPy takes pages of 2 MB, which costs less than many small ones."""
-
 BEHIND = 64 * 256
 """Bytes behind the block: 64 for each thread to work with. What is read beyond a value's end lies there, too."""
 
@@ -66,7 +63,7 @@ def room(size: int) -> np.ndarray:
 class Plan:
     """The program of a network. fields, kinds: of a row. number: type of what values in the block consist of, in the end.
 
-    keep: memory with what the table has addresses of, the last up to `used`. sizes: numbers of each value. size: bytes of the block.
+    keep: arrays whose addresses are in the table. sizes: numbers of each value. size: bytes of the block, once placed.
     """
 
     fields: Sequence[str]
@@ -77,20 +74,11 @@ class Plan:
     keep: list[np.ndarray] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     size: int = 0
-    used: int = 0
 
     def constant(self, values: np.ndarray) -> int:
         """Address of an aligned copy."""
-        size = -(-values.nbytes // 64) * 64
-        if not self.keep or self.used + size > self.keep[-1].nbytes:
-            block = np.empty(max(SLAB, size) + 64, np.uint8)
-            start = -block.ctypes.data % 64
-            self.keep.append(block[start : start + max(SLAB, size)])
-            self.used = 0
-        place = self.keep[-1][self.used : self.used + values.nbytes].view(values.dtype).reshape(values.shape)
-        place[...] = values
-        self.used += size
-        return int(place.ctypes.data)
+        self.keep.append(aligned(np.asarray(values)))
+        return int(self.keep[-1].ctypes.data)
 
     def value(self, shape: tuple[int, int, int]) -> int:
         """Number of a new value that the next operation makes."""
