@@ -114,11 +114,14 @@ def _c() -> ctypes.CDLL:
 
 
 def place(block: Block) -> int:
-    """Put a block into memory, for as long as the process lives; -> its address. OSError where the system does not allow it."""
+    """Put a block into memory, for as long as the process lives; -> its address.
+
+    OSError where the system does not allow it, ValueError where something lies outside of the block.
+    """
     library, code = _c(), bytearray(block.code)
-    marked = [*block.functions.values(), *(at + 7 for at, _ in block.slots), *(whose for _, whose in block.slots if isinstance(whose, int))]
-    if not all(0 <= at < len(code) for at in marked):
-        raise OSError("a block of machine code is not as it was written")
+    marked = [*block.functions.values(), *(whose for _, whose in block.slots if isinstance(whose, int))]
+    if not all(0 <= at < len(code) for at in marked) or not all(0 <= at <= len(code) - 8 for at, _ in block.slots):
+        raise ValueError("not a block as it was written")
     size = -(-len(code) // mmap.PAGESIZE) * mmap.PAGESIZE
     address = library.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):

@@ -55,12 +55,14 @@ def load(name: str) -> Any:
     """The kernels of fast/NAME.py as functions of an object. MinitlError where this machine cannot compile or load them."""
     try:
         path = _place(name)
-        content = _read(path) if path else None
-        if content is None:
-            jit.announce(f"compiling the {name} kernels for this processor{', once' if path else ''} ...")
-            content = _compile(name)
-            if path and path == _place(name, again=True):
-                _write(path, content)
+        kept = _read(path) if path else None
+        if kept is not None:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # well signed, and yet nothing of ours: compiled anew
+                return _functions(kept)
+        jit.announce(f"compiling the {name} kernels for this processor{', once' if path else ''} ...")
+        content = _compile(name)
+        if path and path == _place(name, again=True):
+            _write(path, content)
         return _functions(content)
     except (OSError, RuntimeError, ImportError) as error:
         raise MinitlError(f"the fast kernels cannot be used on this machine ({error}); MINITL_ENGINE=plain runs without them") from error

@@ -11,7 +11,8 @@ import small_models
 from test_images import unix
 
 import minitl
-from minitl import cli, demo_pictures, model, qemu, training
+from minitl import cli, demo_pictures, qemu, training
+from minitl.processor import LINUX_X86
 
 ROOT = Path(minitl.__file__).parents[1]
 
@@ -38,9 +39,9 @@ print("imported:", *sorted(name for name in sys.modules if "." not in name))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(a trained model without the training, a photo)."""
+    """(a model that can be deployed, a photo)."""
     folder = tmp_path_factory.mktemp("cold")
-    model.find(small_models.SMALL).replace_head(["apple", "banana"]).save(folder / "model.npz")
+    small_models.model(("apple", "banana")).save(folder / "model.npz")
     return folder / "model.npz", demo_pictures.draw_photos(folder / "photos", 1, size=40)[0]
 
 
@@ -57,14 +58,20 @@ def test_what_only_talks_imports_neither_numpy_nor_pillow_nor_a_compiler(words):
     assert not {"numpy", "PIL", "numba", "llvmlite"} & set(said.rsplit("imported:", 1)[1].split())
 
 
-def test_info_does_not_import_numba(files):
-    assert "numba" not in imported("info", files[0])
+def test_info_does_not_import_a_compiler(files):
+    assert not {"numba", "llvmlite"} & imported("info", files[0])
 
 
-@pytest.mark.skipif(not hasattr(model.Model, "_engine"), reason="predictions are not yet made by the engine")
-def test_predict_does_not_import_numba_once_the_kernels_are_kept(files):
-    python(RUN, "predict", *files)  # may compile, and say so
-    assert "numba" not in imported("predict", *files)
+@pytest.mark.parametrize("more", [[], ["--int8"]])
+@pytest.mark.skipif(not LINUX_X86, reason="elsewhere LLVM loads the kernels")
+def test_predict_imports_neither_a_compiler_nor_what_one_photo_does_not_need_once_the_kernels_are_kept(files, more):
+    python(RUN, "predict", *files, *more)  # may compile, and say so
+    assert not {"numba", "llvmlite", "secrets", "random", "zipfile"} & imported("predict", *files, *more)
+
+
+def test_a_jpeg_is_read_without_the_readers_of_other_formats(files):
+    said = python("import sys, minitl; minitl.load(sys.argv[1]).predict(sys.argv[2]); print(*sys.modules)", *files)[1]
+    assert "PIL.JpegImagePlugin" in said and "PIL.GifImagePlugin" not in said and "concurrent.futures" not in said
 
 
 # ---- the package
