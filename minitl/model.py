@@ -448,10 +448,12 @@ def deployable(path: str | Path, keep_constant: bool = False) -> Deployment:
 
     keep_constant: as Model.deploy. Raises MinitlError for anything else; a float network is told what to do.
     """
+    name, head = printable(Path(path).name), bytes(_head(path))
+    if weights.is_npz(head):
+        return load(path).deploy(keep_constant)
     from . import importers
     from .importers import hdf5, tflite
 
-    name, head = printable(Path(path).name), bytes(_head(path))
     if head.startswith(hdf5.SIGNATURE):
         raise MinitlError(f"{name}: {FLOAT}")
     if head[4:8] != tflite.SIGNATURE:
