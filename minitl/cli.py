@@ -315,16 +315,21 @@ def prepare_folder(out: Path, photos: str | None = None) -> None:
 
 def write_run(run: Run, out: Path, name: str) -> None:
     """All files, together or not at all."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from . import report_html
     from .report import draw, to_png
     from .weights import to_bytes
 
     photos = {item.name: item.path for item in (*run.train, *run.val)}
-    page, html = draw(run.report, photos), report_html.page(run.report, photos)
-    report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
-    header = run.network.emit(name, "model.h")
-    texts = [text.encode("utf-8", "replace") for text in (header, html, report)]
-    contents = (to_bytes(run.model.content()), *texts[:2], to_png(page), texts[2])
+    page = draw(run.report, photos)
+    with ThreadPoolExecutor(1) as beside:
+        png = beside.submit(to_png, page)
+        html = report_html.page(run.report, photos)
+        report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
+        header = run.network.emit(name, "model.h")
+        texts = [text.encode("utf-8", "replace") for text in (header, html, report)]
+        contents = (to_bytes(run.model.content()), *texts[:2], png.result(), texts[2])
     write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
 
 

@@ -112,8 +112,8 @@ class Recipe:
         """(N, H, W, 3) uint8 -> (N, H, W, 3) float32, (pixel - mean) / std."""
         width = pixels.shape[2]
         x = pixels.astype(np.float32, order="C").reshape(-1, 3 * width)  # rows of pixels: NumPy is slow where the last axis is short
-        x -= np.tile(np.array(self.mean, np.float32), width)
-        x /= np.tile(np.array(self.std, np.float32), width)
+        x -= _tiled(self.mean, width)
+        x /= _tiled(self.std, width)
         return x.reshape(pixels.shape)
 
     def _input_range(self) -> tuple[float, float]:
@@ -150,8 +150,24 @@ class Recipe:
         q = clamp((p * M + B) >> 16, -128, 127), M and B per channel. With one mean and one std for all channels (and 0 between
         black and white) this is p - 128. It differs from rounding the quotient itself by at most one step.
         """
-        multiplied = pixels.astype(np.int32) * np.array(self.pixel_multipliers, np.int32)
-        return np.clip((multiplied + np.array(self.pixel_offsets, np.int32)) >> 16, -128, 127).astype(np.int8)
+        red, green, blue = tables = self._quantised
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            return np.take(red, pixels)
+        return np.stack([np.take(table, pixels[..., channel]) for channel, table in enumerate(tables)], axis=-1)
+
+    @functools.cached_property
+    def _quantised(self) -> np.ndarray:
+        """(3, 256) int8: what quantise_pixels makes of every number that a pixel can be."""
+        every = np.arange(256, dtype=np.int32) * np.array(self.pixel_multipliers, np.int32)[:, None]
+        return np.clip((every + np.array(self.pixel_offsets, np.int32)[:, None]) >> 16, -128, 127).astype(np.int8)
+
+
+@functools.lru_cache(64)
+def _tiled(values: tuple[float, ...], width: int) -> np.ndarray:
+    """(width * len(values),) float32: the values over and over."""
+    found = np.tile(np.array(values, np.float32), width)
+    found.flags.writeable = False
+    return found
 
 
 # ---- one photo -----------------------------------------------------------------------------------------------------------------

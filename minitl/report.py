@@ -25,8 +25,9 @@ The report; all keys after `facts` may be missing:
 
 from __future__ import annotations
 
-import io
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -476,10 +477,20 @@ def draw(report: Mapping[str, Any], photos: Path | Mapping[str, Path] | None = N
 
 
 def to_png(page: Image.Image) -> bytes:
-    """The bytes of the PNG file; the same for the same page."""
-    out = io.BytesIO()
-    page.save(out, "PNG", compress_level=2)  # measured: a fifth of the time of the best, 4 % more bytes
-    return out.getvalue()
+    """The bytes of the PNG file (W3C, PNG 3), RGB; the same for the same page.
+
+    Pillow tries five filters for each row, with Python locked, at twice the time: all rows have the same here, for 2 % more bytes.
+    """
+    height, row = page.height, 3 * page.width
+    rows = np.empty((height, 1 + row), np.uint8)
+    rows[:, 0] = 2  # every row is what it is above the one before
+    rows[:, 1:] = np.asarray(page).reshape(height, row)
+    rows[1:, 1:] -= rows[:-1, 1:].copy()
+    head = struct.pack(">IIBBBBB", page.width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.data, 2)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
 
 
 def _draw_facts(page: Page, report: Mapping[str, Any], classes: Sequence[str]) -> None:
