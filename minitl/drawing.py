@@ -120,7 +120,7 @@ class Page:
     What lies above a heading is finished, and is reduced to page size where the room is needed: a large page takes little memory.
     """
 
-    def __init__(self, height: int = 2 * ROOM):
+    def __init__(self, height: int = ROOM + 300):
         self.image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), WHITE)
         self.pen = ImageDraw.Draw(self.image)
         self.y = MARGIN
@@ -201,8 +201,9 @@ class Page:
     def _finish(self, rows: int) -> None:
         """The first rows are as they will be; those below move up."""
         size = WIDTH * SCALE, self.image.height
-        self.done.append(self.image.crop((0, 0, size[0], rows * SCALE)).reduce(SCALE))
-        self.image.paste(self.image.crop((0, rows * SCALE, *size)))
+        self.done.append(self.image.reduce(SCALE, (0, 0, size[0], rows * SCALE)))
+        for y in range(rows * SCALE, size[1], 100):
+            self.image.paste(self.image.crop((0, y, size[0], min(y + 100, size[1]))), (0, y - rows * SCALE))
         self.image.paste(WHITE, (0, size[1] - rows * SCALE, *size))
         self.above += rows
 
@@ -210,7 +211,7 @@ class Page:
         """The sheet down to where it is used, at page size."""
         assert (self.y - self.above + MARGIN) * SCALE <= self.image.height, "the sheet is too short"
         height = round(self.y + MARGIN)
-        last = self.image.crop((0, 0, WIDTH * SCALE, (height - self.above) * SCALE)).reduce(SCALE)
+        last = self.image.reduce(SCALE, (0, 0, WIDTH * SCALE, (height - self.above) * SCALE))
         if not self.done:
             return last
         page = Image.new("RGB", (WIDTH, height))

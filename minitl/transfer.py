@@ -290,6 +290,7 @@ def fit(
     except MinitlError as problem:
         raise MinitlError(f"the trained network has no int8 form, a smaller rate may help ({problem})") from None
     both = evaluate_all([model, network], [items[i] for i in val_at], notify.photos, known)
+    known.clear()  # their memory is wanted for the report
     if max_int8_drop is not None and points_lost(both) > max_int8_drop:
         both = photos.train_rounded(both, options.get("seed", 0), kept, note)
     third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None else None
