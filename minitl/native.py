@@ -50,9 +50,17 @@ def plain() -> bool:
     return chosen == "plain"
 
 
-@functools.cache
 def load(name: str) -> Any:
     """The kernels of fast/NAME.py as functions of an object. MinitlError where this machine cannot compile or load them."""
+    found = _loaded(name)
+    if isinstance(found, MinitlError):
+        raise MinitlError(f"{found}; MINITL_ENGINE=plain runs without them")
+    return found
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    """The same, or the MinitlError: it is not tried again."""
     try:
         path = _place(name)
         kept = _read(path) if path else None
@@ -64,8 +72,15 @@ def load(name: str) -> Any:
         if path and path == _place(name, again=True):
             _write(path, content)
         return _functions(content)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise MinitlError(f"the fast kernels cannot be used on this machine ({error}); MINITL_ENGINE=plain runs without them") from error
+    except Exception as error:  # whatever it is, also errors of Numba's own kinds: the plain kernels can do it
+        why = f"the fast kernels cannot be used on this machine ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        _say_once(f"{why}: plain ones, which are slower, take over")
+        return MinitlError(why)
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    jit.announce(sentence)
 
 
 def _place(name: str, again: bool = False) -> Path | None:
