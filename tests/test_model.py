@@ -382,7 +382,7 @@ def test_the_photos_for_calibration_are_chosen_by_their_content(photos, monkeypa
     for order in (range(30), reversed(range(30))):
         chosen = list(order)
         model = small_models.model(["apple", "banana", "cucumber"], calibrated=False)
-        transfer.calibrate(model, [items[i] for i in chosen], [digests[i] for i in chosen])
+        transfer.calibrate(model, [items[i] for i in chosen], [digests[i] for i in chosen], {})
         seen.append({name: (s.low, s.high, s.mean.tobytes()) for name, s in model.calibration.items()})
     assert seen[0] == seen[1]
 
