@@ -1,3 +1,3 @@
 """The version of the package, in the one place where pyproject.toml, the model files and the C header take it from."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
