@@ -145,13 +145,15 @@ class Model:
 
     def _engine(self, nodes: tuple[str, ...]) -> Values:
         """Computes these nodes with the weights of now: the last one made, unless they have changed since."""
-        if self._made is None:  # most processes ask once
-            self._made = (), Values(self.graph, nodes)
+        made = self._made  # which another thread may replace
+        if made is None:  # most processes ask once
+            made = (), Values(self.graph, nodes)
         else:
             now = (nodes, self.graph, [zlib.crc32(np.ascontiguousarray(array).data) for array in self.graph.arrays().values()])
-            if self._made[0] != now:
-                self._made = now, Values(self.graph, nodes)
-        return self._made[1]
+            if made[0] != now:
+                made = now, Values(self.graph, nodes)
+        self._made = made
+        return made[1]
 
     def logits(self, pixels: Array) -> Array:
         """Prepared photos (N, H, W, 3) uint8 -> what the float network answers (N, classes) float32."""

@@ -158,7 +158,7 @@ class Program:
             if parts == 1:
                 self._call(block, 0, count, 0, 1)
             else:
-                together(lambda part, parts: self._call(block, 0, count, part, parts), parts)
+                together(lambda part, parts: self._call(block, 0, count, part, parts), parts, waiting=True)
             self._blocks.append(block)
         return found
 
