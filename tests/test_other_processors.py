@@ -95,11 +95,13 @@ def compiled(name, networks, folder):
     compile_c([*command, "-O1"], "main.c", *(f"{kernel}.o" for kernel in KERNELS), "-o", "program", cwd=folder)
 
 
-def disassembled(name, folder):
-    """{file of fast/: instructions}."""
+def disassembled(name, folder, *options):
+    """{file of fast/: instructions, as objdump prints them}."""
     tool = "aarch64-linux-gnu-objdump" if PROCESSORS[name].machine == "aarch64" else "objdump"
-    run = [tool, "-d", "--no-show-raw-insn", "--no-addresses"]
-    return {kernel: subprocess.run([*run, f"{kernel}.o"], cwd=folder, capture_output=True, text=True).stdout for kernel in KERNELS}
+    return {
+        kernel: subprocess.run([tool, "-d", *options, f"{kernel}.o"], cwd=folder, capture_output=True, text=True).stdout
+        for kernel in KERNELS
+    }
 
 
 def check(name, networks, folder, fused):
@@ -151,6 +153,41 @@ def test_whole_networks_on_x86_without_avx2(name, networks, tmp_path):
     check(name, networks, tmp_path, fused=False)
     code = "".join(disassembled(name, tmp_path).values())
     assert "fmadd" not in code and ("vmulps" in code) == (name == "avx") and (name == "avx" or "%ymm" not in code)
+
+
+def inner_loops(code):
+    """[[instruction, ...]]: loops without jumps within."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"^ *([0-9a-f]+):\s+(.*)$", code, re.MULTILINE)]
+    places, found = {at: i for i, (at, _) in enumerate(lines)}, []
+    for i, (at, text) in enumerate(lines):
+        jump = re.match(r"(?:j\w+|b\.\w+)\s+([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) <= at and int(jump[1], 16) in places:
+            body = [text for _, text in lines[places[int(jump[1], 16)] : i]]
+            if not any(re.match(r"(j\w+|call|ret|b|bl|b\.\w+|cbn?z)\b", text) for text in body):
+                found.append(body)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kernel", "register", "product", "sums"),
+    [
+        ("skylake", "inference", "%zmm", "vfmadd", (28, 27)),
+        ("skylake", "integers", "%zmm", "vpmaddwd", (24,)),
+        ("icelake", "integers", "%zmm", "vpdpbusd", (24,)),
+        ("cortex-a72", "inference", ".4s", "fmla", (16, 18)),
+        ("neoverse-n1", "integers", ".4s", "sdot", (12,)),
+    ],
+)
+def test_the_sums_of_the_largest_tiles_stay_in_registers(name, kernel, register, product, sums, networks, tmp_path):
+    """Looked at, not run: loops with so many products, of whole vectors, touch the stack once at most (for an address)."""
+    compiled(name, networks, tmp_path)
+    loops = inner_loops(disassembled(name, tmp_path, "--no-show-raw-insn")[kernel])
+    for count in sums:
+        tiles = [loop for loop in loops if sum(product in text and register in text for text in loop) == count]
+        stack = [sum(bool(re.search(r"\(%rsp|\[sp", text)) for text in loop) for loop in tiles]
+        print(f"{name} {kernel}: {len(tiles)} loops of {count} products, {min(stack)} to {max(stack)} accesses to the stack")
+        assert sorted(stack)[:2][-1] <= 1
 
 
 # ---- where nothing can be compiled
