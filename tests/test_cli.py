@@ -1223,7 +1223,8 @@ def test_names_that_the_terminal_cannot_show_are_no_error(trained, photos, tmp_p
 # ---- Ctrl-C and kill -9
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 os.environ["MINITL_THREADS"] = "1"
 from minitl import features, quick, cli
 def slowly(function):
