@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -39,6 +40,7 @@ MONTH = 30 * 86_400
 BORROWED = ("memset", "memcpy", "memmove", "expf", "logf", *(() if sys.platform == "win32" else ("usleep",)))
 """Functions of C that LLVM, or a kernel, calls."""
 
+_lock = threading.Lock()
 _KEPT: list[Any] = []  # what must live as long as the process
 
 
@@ -52,7 +54,8 @@ def plain() -> bool:
 
 def load(name: str) -> Any:
     """The kernels of fast/NAME.py as functions of an object. MinitlError where this machine cannot compile or load them."""
-    found = _loaded(name)
+    with _lock:  # Numba is set for us while we compile
+        found = _loaded(name)
     if isinstance(found, MinitlError):
         raise MinitlError(f"{found}; MINITL_ENGINE=plain runs without them")
     return found
@@ -113,9 +116,10 @@ def _read(path: Path) -> bytes | None:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             return None
-        os.utime(path)
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a disk that is only read from
+        os.utime(path)
     return content[32:]
 
 

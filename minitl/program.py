@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import MinitlError
 from .native import LANES
-from .threads import threads, together
+from .threads import MOST, threads, together
 
 VALUES_AT_ONCE = 1 << 15
 """Images are taken together as long as their largest value has at most so many numbers: small layers then have enough pixels."""
@@ -23,7 +23,7 @@ VALUES_AT_ONCE = 1 << 15
 WORTH_THREADS = 20_000_000
 """Multiply-accumulates of an image from which on several threads share it: they wait for each other after every layer."""
 
-BEHIND = 64 * 256
+BEHIND = 64 * MOST
 """Bytes behind the block: 64 for each thread to work with. What is read beyond a value's end lies there, too."""
 
 
@@ -121,7 +121,7 @@ class Program:
         macs: multiply-accumulates of an image. most: threads, default those of the machine now. zeros: a row of zeros for the kernel.
         """
         self.number, self.images, self.wanted, self.macs = number, images, wanted, macs
-        self.most = threads() if most is None else most
+        self.most = threads() if most is None else min(MOST, most)
         self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
         self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
         self._zeros = aligned(np.zeros(1) if zeros is None else zeros)

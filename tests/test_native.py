@@ -1,5 +1,6 @@
 """Kernels of fast/ as they are kept and loaded: the same bits by our linker and by LLVM, and whatever is wrong with the files."""
 
+import errno
 import hashlib
 import importlib
 import json
@@ -8,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -203,6 +205,31 @@ def test_code_is_kept_and_found_again(folder, times):
     assert first == again and times == ["head"]
     (path,) = folder.iterdir()
     assert path.name.startswith("head-") and path.suffix == ".bin"
+
+
+def test_several_threads_compile_once(folder, times):
+    native._loaded.cache_clear()
+    found = []
+    some = [threading.Thread(target=lambda: found.append(native.load("head"))) for _ in range(4)]
+    for thread in some:
+        thread.start()
+    for thread in some:
+        thread.join()
+    native._loaded.cache_clear()
+    assert len(times) == 1
+    assert len(set(map(id, found))) == 1
+
+
+def test_a_disk_that_can_only_be_read_from_is_good_enough(folder, times, monkeypatch):
+    load()
+
+    def refused(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(native, "write_atomically", refused)
+    load()
+    assert len(times) == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
