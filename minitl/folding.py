@@ -71,6 +71,9 @@ def _folded(graph: Graph, wanted: Iterable[str]) -> tuple[Graph, dict[str, str]]
                 nodes[producer.name] = replace(producer, layer=replace(producer.layer, use_bias=True))
                 params[producer.name] = {"kernel": before["kernel"] * scale, "bias": bias}
                 alias[node.name] = producer.name
+            elif len(graph.shapes[node.inputs[0]]) == 1:  # of a vector, behind something else than a Dense: it stays what it is
+                nodes[node.name] = replace(node, inputs=inputs)
+                params[node.name] = of_node
             else:
                 nodes[node.name] = Node(node.name, DepthwiseConv2D((1, 1), (1, 1), "valid", use_bias=True), inputs)
                 params[node.name] = {"kernel": scale[None, None], "bias": of_node["beta"] - of_node["moving_mean"] * scale}

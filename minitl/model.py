@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,11 +69,11 @@ class Model:
     def __init__(self, content: Weights) -> None:
         self._weights = content
         self.graph: Graph = content.graph()
-        self._made: tuple[tuple[Any, ...], Values] | None = None
+        self._made: tuple[Any, dict[tuple[str, ...], Values]] = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the engine is made anew, since it holds addresses."""
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_made": (None, {})}
 
     # ---- what it is
 
@@ -144,16 +143,19 @@ class Model:
         return values
 
     def _engine(self, nodes: tuple[str, ...]) -> Values:
-        """Computes these nodes with the weights of now: the last one made, unless they have changed since."""
-        made = self._made  # which another thread may replace
-        if made is None:  # most processes ask once
-            made = (), Values(self.graph, nodes)
-        else:
-            now = (nodes, self.graph, [zlib.crc32(np.ascontiguousarray(array).data) for array in self.graph.arrays().values()])
-            if made[0] != now:
-                made = now, Values(self.graph, nodes)
-        self._made = made
-        return made[1]
+        """Computes these nodes with the weights of now: one made before, unless they have changed since.
+
+        Sums of all their bits, and of those of every seventh weight, tell: a tenth of the time of one photo, where a hash would take half.
+        """
+        arrays = [np.ascontiguousarray(array).reshape(-1).view(np.uint32) for array in self.graph.arrays().values()]
+        now = self.graph, [(int(bits.sum()), int(bits[::7].sum())) for bits in arrays]
+        state, made = self._made  # which another thread may replace
+        if state != now:
+            made = {}
+        if nodes not in made:
+            made[nodes] = Values(self.graph, nodes)
+        self._made = now, made
+        return made[nodes]
 
     def logits(self, pixels: Array) -> Array:
         """Prepared photos (N, H, W, 3) uint8 -> what the float network answers (N, classes) float32."""

@@ -12,14 +12,17 @@ import os
 import threading
 from collections.abc import Callable
 
+from .errors import MinitlError
+
 MOST = 256
 """Threads that a kernel has room for."""
 
 
 def threads() -> int:
     """How many at most: MINITL_THREADS, else the processors that this process may use."""
-    chosen = os.environ.get("MINITL_THREADS", "")
-    if chosen.isascii() and chosen.isdigit() and int(chosen) > 0:
+    if chosen := os.environ.get("MINITL_THREADS"):
+        if not (chosen.isascii() and chosen.isdigit() and int(chosen) > 0):
+            raise MinitlError(f"MINITL_THREADS is {chosen!r}: expected a number of threads, at least 1")
         return min(MOST, int(chosen))
     return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

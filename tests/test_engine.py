@@ -18,11 +18,13 @@ from minitl.graph import INPUT, Graph
 from minitl.layers import (
     Add,
     AveragePool,
+    BatchNorm,
     Concat,
     Conv2D,
     Dense,
     DepthwiseConv2D,
     Flatten,
+    GlobalAveragePool,
     MaxPool,
     ReLU,
     ReLU6,
@@ -312,3 +314,17 @@ def test_every_width_of_vectors_gives_the_same_bits(tmp_path):
         width, digest = run.stdout.split()
         found[width] = digest
     assert list(found) == ["4", "8", "16"] and len(set(found.values())) == 1
+
+
+def test_a_batchnorm_of_a_vector_stays_one_and_runs_plainly():
+    nodes = chain(("p", GlobalAveragePool()), ("r", ReLU()), ("b", BatchNorm()), ("l", Dense(3)), end=False)
+    graph = made(nodes, (4, 4, 5))
+    x = images(2, (4, 4, 5))
+    assert np.allclose(Values(graph).run(x)["l"], graph.evaluate(x, ops=reference)["l"], atol=1e-5)
+
+
+def test_a_number_of_threads_that_is_none_is_an_error(monkeypatch):
+    for wrong in ("0", "-3", "abc"):
+        monkeypatch.setenv("MINITL_THREADS", wrong)
+        with pytest.raises(MinitlError, match="expected a number of threads, at least 1"):
+            program.threads()
