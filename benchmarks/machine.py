@@ -12,6 +12,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import minitl
+
 ACCUMULATORS, LOOPS = 12, 2_000_000
 """Independent sums, enough to hide how long a multiply-add takes, few enough for 16 registers."""
 BYTES = 256 << 20
@@ -25,8 +27,8 @@ def description():
     flags = lines.get("flags", lines.get("Features", "")).split()
     known = [flag for flag in ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp") if flag in flags]
     model = [lines[key] for key in ("model name", "cpu family", "model") if key in lines]
-    packages = []
-    for package in ("minitl", "numpy", "numba", "llvmlite", "pillow", "torch", "onnxruntime", "ai-edge-litert"):
+    packages = [f"minitl {minitl.__version__}"]
+    for package in ("numpy", "numba", "llvmlite", "pillow", "torch", "onnxruntime", "ai-edge-litert"):
         try:
             packages.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
