@@ -13,7 +13,9 @@ import time
 
 def run(command, environment):
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | environment)
+    # Compiled modules are kept for all alike: who is installed has them already, who runs from a checkout may not.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | environment
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     output = process.stdout.readline()
     first = time.perf_counter() - started
     output += process.stdout.read()
