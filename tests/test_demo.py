@@ -112,3 +112,10 @@ def test_importing_minitl_leaves_the_environment_as_it_was():
     code = "import os; before = dict(os.environ); import minitl; print(before == dict(os.environ))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "True"
+
+
+def test_an_installation_has_every_folder_of_the_package():
+    root = README.parent
+    listed = re.search(r"^packages = \[(.*)\]$", (root / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = {".".join(path.parent.relative_to(root).parts) for path in (root / "minitl").rglob("*.py")}
+    assert listed and {name.strip(' "') for name in listed[1].split(",")} == folders
