@@ -87,6 +87,11 @@ class Source(Protocol):
         """{node: (n, *shape) float32} of the chosen photos: what Graph.forward starts from. epoch: what augmentation depends on."""
 
 
+Teacher = Callable[[Array, int], Array]
+"""(numbers of photos, epoch) -> (n, classes) float32: the shares of the classes to learn instead of labels (Hinton et al. 2015,
+arXiv:1503.02531)."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One line of the history: mean losses in nats, accuracies in 0..1; the training figures are those seen while training."""
@@ -225,18 +230,20 @@ def fit(
     factors: Mapping[str, float] | None = None,
     state: State | None = None,
     keep: Callable[[State], None] | None = None,
+    teacher: Teacher | None = None,
 ) -> History:
     """Train what is not frozen; afterwards the graph holds the parameters of the epoch with the lowest validation loss.
 
     baseline: a validation loss that an epoch must beat; if none does, the graph is left as it was, and `best` is 0.
     report(epoch, seconds left at most) is called after every epoch. factors: {node: share of the rate}, 1 where absent.
     state: of a run that was stopped, with the graph's parameters of then. keep(state) is called after every step, to save it now and then.
+    teacher: what to learn in the place of the training labels.
     Where the loss is no longer a number, the best epoch so far is kept; MinitlError where there is none, or where nothing can be trained.
     """
     check_trainable(graph)
     batches = math.ceil(len(train) / settings.batch)
     at = state or begin(graph, settings, baseline, factors)
-    walk = _walk(graph, train, train_labels, settings, at.optimiser, batches)
+    walk = _walk(graph, train, train_labels, settings, at.optimiser, batches, teacher)
     rng, history, started, first = at.random, at.history, time.monotonic(), at.epoch - 1 + at.step / batches
     while at.epoch <= settings.epochs and not _finished(at, settings):
         if at.step == 0:
@@ -277,7 +284,9 @@ Walk = Callable[[State, list[Array]], Iterator[tuple[int, float, int]]]
 """Makes a step for each of some batches (numbers of photos); gives (steps, sum of their losses, right answers), now and then."""
 
 
-def _walk(graph: Graph, train: Source, labels: Array, settings: Settings, optimiser: Optimiser, batches: int) -> Walk:
+def _walk(
+    graph: Graph, train: Source, labels: Array, settings: Settings, optimiser: Optimiser, batches: int, teacher: Teacher | None
+) -> Walk:
     """What one epoch does; `batches`: how many steps it has."""
     classes = graph.shapes[graph.output][0]
     targets = one_hot(labels, classes)
@@ -300,7 +309,7 @@ def _walk(graph: Graph, train: Source, labels: Array, settings: Settings, optimi
 
     def walk(at: State, todo: list[Array]) -> Iterator[tuple[int, float, int]]:
         for chosen, feeds in _batches(train, todo, at.epoch):
-            wanted = targets[chosen]
+            wanted = teacher(chosen, at.epoch) if teacher else targets[chosen]
             if settings.mixup:
                 feeds, wanted = mixed(feeds, wanted, settings.mixup, at.random)
             wanted, weights = weighed(wanted)
@@ -309,7 +318,7 @@ def _walk(graph: Graph, train: Source, labels: Array, settings: Settings, optimi
                 at.average.step()
             yield 1, float(losses.sum()), int((logits.argmax(axis=1) == wanted.argmax(axis=1)).sum())
 
-    head = None if settings.mixup or settings.average else quick.of(graph, optimiser, train, *weighed(targets))
+    head = None if settings.mixup or settings.average or teacher else quick.of(graph, optimiser, train, *weighed(targets))
 
     def walk_quickly(at: State, todo: list[Array]) -> Iterator[tuple[int, float, int]]:
         assert head
