@@ -134,7 +134,7 @@ def command_train(arguments: argparse.Namespace) -> int:
     augment = Augmentation.parse(arguments.augment) if arguments.augment else None
     if arguments.imprint and arguments.hidden:
         raise MinitlError("--imprint makes the classifier from the features themselves: leave --hidden out, or --imprint")
-    backbone = model.find(need_weights(arguments.weights), arguments.seed or 0)
+    backbone = model.find(arguments.weights, arguments.seed or 0)
     if arguments.other:
         check_others(arguments.other, backbone)
     is_new = not out.exists()
@@ -260,16 +260,6 @@ def notify_of(console: Console) -> Notify:
         counters[0](done, total)
 
     return Notify(console.say, photos, epoch)
-
-
-def need_weights(given: str | None) -> str:
-    """--weights is needed until a backbone comes with the package."""
-    if given is None:
-        raise MinitlError(
-            "--weights is missing: give a pretrained network (.tflite, .h5 or .npz; the README says where to get one), "
-            "or random:mobilenet_v1_0.25_96 to start from nothing"
-        )
-    return given
 
 
 def check_output(path: Path, source: str | None = None, folders: Sequence[str] = ()) -> None:
@@ -866,14 +856,14 @@ def command_demo(arguments: argparse.Namespace) -> int:
 
     out = Path(arguments.output)
     prepare_folder(out)
-    print(f"drawing {3 * demo.COUNT} pictures of apples, bananas and cucumbers into {out / 'photos'}, and training a small MobileNet")
-    print("on them from random weights (the very first run compiles the kernels, too)", flush=True)
+    print(f"drawing {3 * demo.COUNT} pictures of apples, bananas and cucumbers into {out / 'photos'}, and training a classifier on them,")
+    print("on top of the built-in backbone (the very first run compiles the kernels, too)", flush=True)
     run = demo.draw_and_train(out, arguments.seed, notify_of(Console()))
     write_run(run, out, "model")
     print(summary(run, out))
     print(demo.check_header(out, run.model, run.val))
-    print(f"now look at {out / 'report.html'}; then, with photos of your own and weights as the README says:")
-    print("  minitl train PHOTOS --weights mobilenet_v1_0.25_128_quant.tflite -o out")
+    print(f"now look at {out / 'report.html'}; then, with photos of your own, in folders PHOTOS/CLASS:")
+    print("  minitl train PHOTOS -o out")
     return 0
 
 
@@ -922,7 +912,10 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         train.add_argument("photos", metavar="PHOTOS", help="PHOTOS/CLASS/*.jpg, or PHOTOS/train/CLASS/* and PHOTOS/val/CLASS/*")
         train.add_argument("-o", "--output", metavar="OUT", required=True, help=f"folder for {', '.join(OUTPUTS)}")
         train.add_argument(
-            "--weights", metavar="NAME|FILE", help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96"
+            "--weights",
+            metavar="NAME|FILE",
+            default="minitl_mobilenet_v1_0.25_96",
+            help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96 (default: %(default)s, which is built in)",
         )
         depth = train.add_argument_group("how deep")
         depth.add_argument(
@@ -1035,9 +1028,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         one.add_argument("-o", "--output", metavar="DIR", required=True)
         naming(one)
 
-    if one := command(
-        "demo", command_demo, "show the whole path on drawn pictures, from random weights to a checked C header", DEMO_DETAILS
-    ):
+    if one := command("demo", command_demo, "show the whole path on drawn pictures, to a checked C header", DEMO_DETAILS):
         one.add_argument(
             "-o", "--output", metavar="OUT", default="minitl-demo", help="folder for pictures and results (default: minitl-demo)"
         )
@@ -1081,10 +1072,11 @@ them, and the validation photos decide when to stop. With --fine-tune more is tr
 look different every time; it is kept only if it does better. Photos that cannot be read are named, skipped and counted.
 Ctrl-C ends the step and saves; a kill loses at most half a minute; --resume goes on, to the same files as if nothing had happened.
 
-  little data:   minitl train photos --weights mobilenet.tflite -o out                    the classifier alone
-  more:          minitl train photos --weights mobilenet.tflite -o out --fine-tune 3      and the last three blocks (names: minitl info)
-  much:          minitl train photos --weights mobilenet.tflite -o out --fine-tune all    everything
-  not sure:      minitl train photos --weights mobilenet.tflite -o out --freeze auto      measures which of these is best
+  little data:   minitl train photos -o out                    the classifier alone
+  more:          minitl train photos -o out --fine-tune 3      and the last three blocks (names: minitl info)
+  much:          minitl train photos -o out --fine-tune all    everything
+  not sure:      minitl train photos -o out --freeze auto      measures which of these is best
+  another:       minitl train photos --weights mobilenet_v1_0.25_128_quant.tflite -o out
   from nothing:  minitl train photos --weights random:mobilenet_v1_0.25_96 --freeze none -o out
 """
 DOCTOR_DETAILS = """\

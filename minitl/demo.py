@@ -1,8 +1,7 @@
-"""The whole path on pictures drawn here: no network, no photos, no pretrained weights.
+"""The whole path on pictures drawn here: no photos, and nothing from a network.
 
 In: a folder. Out, in it: photos/, and beside model, header and report the program check.c, which holds the header against Python.
-A small MobileNet learns from random weights, so the accuracy is that of a network that has seen nothing else. Left out: transfer,
-for want of a backbone that comes with the package.
+A classifier learns on top of the backbone that comes with the package, which has never seen a drawing.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ import numpy as np
 from .demo_pictures import draw_photos
 from .errors import MinitlError
 from .folders import Item
-from .images import Recipe, read_photo
-from .model import Model, random_backbone
-from .phases import NOTHING
+from .images import read_photo
+from .model import BUNDLED, Model, find
 from .transfer import Run, train
 
-SIZE, COUNT, EPOCHS = 64, 900, 10
-"""Pixels a side of the network's input; pictures of each class; passes over them."""
+SIZE, COUNT = 112, 400
+"""Pixels a side of a picture; pictures of each class."""
 
 CHECK = """\
 /* Reads images (int8, %(name)s_INPUT_BYTES each) from standard input, writes logits to standard output. */
@@ -54,12 +52,8 @@ int main(void)
 def draw_and_train(out: Path, seed: int, notify: Any) -> Run:
     """Draw the pictures into out/photos and train on them."""
     photos = out / "photos"
-    draw_photos(photos, COUNT, seed, size=SIZE + 8)
-    recipe = Recipe(SIZE, SIZE, resize="squash")
-    arguments = {"alpha": 0.25, "input_shape": [SIZE, SIZE, 3], "momentum": 0.9}
-    backbone = random_backbone("mobilenet_v1", arguments, recipe, "random weights", seed)
-    course: dict[str, Any] = {"epochs": EPOCHS, "rate": 0.1, "decay": 1e-3, "warmup": 1.0, "augment": NOTHING}  # the pictures vary enough
-    return train(backbone, photos, freeze="none", notify=notify, seed=seed, **course)
+    draw_photos(photos, COUNT, seed, SIZE)
+    return train(find(BUNDLED), photos, notify=notify, seed=seed)
 
 
 def check_header(out: Path, model: Model, items: list[Item]) -> str:

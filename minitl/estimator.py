@@ -32,7 +32,7 @@ from .folders import difference_hash, split
 from .graph import INPUT
 from .images import Recipe, digest, photos_ahead, read_photo
 from .layers import Array
-from .model import CALIBRATION_PHOTOS, Model, find
+from .model import BUNDLED, CALIBRATION_PHOTOS, Model, find
 from .phases import NOTHING, describe_freeze, head_settings, plan, rate_factors, settings_of
 from .pictures import Pictures, Views, read_pictures
 from .reference import softmax
@@ -210,7 +210,7 @@ class PhotoClassifier:
 
     def __init__(
         self,
-        backbone: str | Path | Model,
+        backbone: str | Path | Model = BUNDLED,
         freeze: str = "all",
         fine_tune: int | str | None = None,
         augment: str | Augmentation | None = None,

@@ -532,11 +532,30 @@ def load(path: str | Path) -> Model:
 RANDOM = re.compile(r"random:(\w+?)_([0-9]*\.?[0-9]+)_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 
 
+BUNDLED = "minitl_mobilenet_v1_0.25_96"
+"""The backbone that comes with the package: weights/README.md says how it was made."""
+
+
+def bundled() -> Path:
+    """The file of BUNDLED: in an installed package, or in weights/ of a clone."""
+    here = Path(__file__).parent
+    places = [folder / f"{BUNDLED}.npz" for folder in (here / "bundled", here.parent / "weights")]
+    found = next((path for path in places if path.exists()), None)
+    if found is None:
+        raise MinitlError(
+            f"{BUNDLED}.npz is missing from this installation (looked in {places[0].parent} and {places[1].parent}): install it anew"
+        )
+    return found
+
+
 def find(name: str, seed: int = 0) -> Model:
     """A model by file or by name.
 
-    'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for training from scratch.
+    BUNDLED is what comes with the package. 'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for
+    training from scratch.
     """
+    if name == BUNDLED and not os.path.exists(name):
+        return load(bundled())
     if os.path.exists(name) or not name.startswith("random:"):
         return load(name)
     match = RANDOM.fullmatch(name)

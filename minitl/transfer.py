@@ -218,7 +218,7 @@ def fit(
     listing: Listing,
     *,
     fraction: float = 0.2,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     notify: Notify | None = None,
     augment: Augmentation | None = None,
     gradual: bool = False,
@@ -260,7 +260,7 @@ def fit(
     neither.check_share(neither_keep)
     others = find_photos(other)[0] if other else []
     phases, choice = plan(model, options, augment, gradual, imprint), None
-    photos = Photos(model, cache, notify)
+    photos = Photos(model, Path(cache) if cache else None, notify)
     photos.read(listing, fraction, phases[0].frozen, note)
     depends = {
         "photos": hashed(photos.found.digests, photos.labels.tolist(), photos.in_val.tolist(), listing.classes),

@@ -16,7 +16,6 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_demo_ends_with_a_header_that_agrees_with_python(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "COUNT", 20)
-    monkeypatch.setattr(demo, "EPOCHS", 1)
     assert cli.main(["demo", "-o", str(tmp_path / "demo")]) == 0
     said = capsys.readouterr().out
     assert "bit for bit" in said or "no C compiler" in said
@@ -26,7 +25,6 @@ def test_the_demo_ends_with_a_header_that_agrees_with_python(tmp_path, monkeypat
 
 def test_the_demo_works_without_a_c_compiler_and_a_second_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "COUNT", 10)
-    monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(demo.shutil, "which", lambda name: None)
     for _ in range(2):
         assert cli.main(["demo", "-o", str(tmp_path)]) == 0
@@ -35,7 +33,6 @@ def test_the_demo_works_without_a_c_compiler_and_a_second_time(tmp_path, monkeyp
 
 def test_the_check_program_finds_a_wrong_header(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "COUNT", 10)
-    monkeypatch.setattr(demo, "EPOCHS", 1)
     assert cli.main(["demo", "-o", str(tmp_path)]) == 0
     header = (tmp_path / "model.h").read_text()
     wrong = re.sub(r"(/\* bias_0 \*/ \{\n\s*)(-?\d+)", lambda m: f"{m[1]}{int(m[2]) + 100000}", header)

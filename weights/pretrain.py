@@ -3,7 +3,7 @@
     python weights/pretrain.py PHOTOS... --out FOLDER
 
 In: folders of photos, or .tar archives of them, as [train|val/]CLASS/photo. Out, in FOLDER: backbone.npz (a model of ours, classifier
-included, of the best epoch so far), curve.csv and curve.png, and checkpoint.npz while it runs: the same command goes on from there, to the
+included, of the best epoch so far, in half precision), curve.csv and curve.png, and checkpoint.npz while it runs: the same command goes on from there, to the
 same bytes at the end.
 
 Pixels are kept in memory, small; every epoch sees another view of every photo. Small inputs come first, since they cost less: the network
@@ -46,6 +46,7 @@ from minitl.reference import softmax
 from minitl.report import curve_charts, to_png
 from minitl.training import Epoch, Settings
 from minitl.transfer import hashed
+from minitl.weights import to_bytes
 
 VAL_SHARE = 0.05
 """Of the photos, by their content, where they are not divided into train and val."""
@@ -332,7 +333,9 @@ def run(options: argparse.Namespace) -> int:
     def write_model(params: dict, history: training.History) -> None:
         best = history.epochs[history.best - 1]
         now, graph.params = graph.params, params
-        model.note(trained=describe(options, photos, best)).save(options.out / "backbone.npz")
+        content = model.note(trained=describe(options, photos, best)).content()
+        halves = {name: array.astype(np.float16) for name, array in content.arrays.items()}
+        write_atomically(options.out / "backbone.npz", to_bytes(replace(content, arrays=halves)))
         graph.params = now
 
     def report(line: Epoch, left: float) -> None:
