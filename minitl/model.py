@@ -517,8 +517,28 @@ def _head(path: str | Path, whole: Callable[[bytes], bool] = lambda head: False)
         raise MinitlError(f"{printable(path)} cannot be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
 
 
+BUNDLED = "minitl_mobilenet_v1_0.25_96"
+"""The backbone that comes with the package: weights/README.md says how it was made."""
+
+
+def bundled() -> Path:
+    """The file of BUNDLED: in an installed package, or in weights/ of a clone."""
+    here = Path(__file__).parent
+    places = [folder / f"{BUNDLED}.npz" for folder in (here / "bundled", here.parent / "weights")]
+    found = next((path for path in places if path.exists()), None)
+    if found is None:
+        looked = " and ".join(printable(path.parent) for path in places)
+        raise MinitlError(f"{BUNDLED}.npz is missing from this installation (looked in {looked}): install it anew")
+    return found
+
+
 def load(path: str | Path) -> Model:
-    """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong."""
+    """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong.
+
+    BUNDLED is the one that comes with the package.
+    """
+    if path == BUNDLED and not os.path.exists(path):
+        path = bundled()
     data = _head(path, weights.is_npz)
     if weights.is_npz(data):
         return Model(weights.parse(data, printable(path)))
@@ -532,30 +552,12 @@ def load(path: str | Path) -> Model:
 RANDOM = re.compile(r"random:(\w+?)_([0-9]*\.?[0-9]+)_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 
 
-BUNDLED = "minitl_mobilenet_v1_0.25_96"
-"""The backbone that comes with the package: weights/README.md says how it was made."""
-
-
-def bundled() -> Path:
-    """The file of BUNDLED: in an installed package, or in weights/ of a clone."""
-    here = Path(__file__).parent
-    places = [folder / f"{BUNDLED}.npz" for folder in (here / "bundled", here.parent / "weights")]
-    found = next((path for path in places if path.exists()), None)
-    if found is None:
-        raise MinitlError(
-            f"{BUNDLED}.npz is missing from this installation (looked in {places[0].parent} and {places[1].parent}): install it anew"
-        )
-    return found
-
-
 def find(name: str, seed: int = 0) -> Model:
     """A model by file or by name.
 
-    BUNDLED is what comes with the package. 'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for
-    training from scratch.
+    'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for training from
+    scratch.
     """
-    if name == BUNDLED and not os.path.exists(name):
-        return load(bundled())
     if os.path.exists(name) or not name.startswith("random:"):
         return load(name)
     match = RANDOM.fullmatch(name)

@@ -3,8 +3,8 @@
     python weights/pretrain.py PHOTOS... --out FOLDER
 
 In: folders of photos, or .tar archives of them, as [train|val/]CLASS/photo. Out, in FOLDER: backbone.npz (a model of ours, classifier
-included, of the best epoch so far, in half precision), curve.csv and curve.png, and checkpoint.npz while it runs: the same command goes on from there, to the
-same bytes at the end.
+included, of the best epoch so far, in half precision), curve.csv and curve.png, and checkpoint.npz while it runs: the same command goes on
+from there, to the same bytes at the end.
 
 Pixels are kept in memory, small; every epoch sees another view of every photo. Small inputs come first, since they cost less: the network
 is the same at every size. With --teacher the answers of a larger network, which knows the same classes, are learned beside the labels. It
@@ -52,8 +52,8 @@ VAL_SHARE = 0.05
 """Of the photos, by their content, where they are not divided into train and val."""
 
 SETTINGS = Settings(epochs=100, batch=128, rate=0.3, decay=4e-5, warmup=2.0, average=0.9995, patience=10**6)
-"""SGD with Nesterov momentum; the rate falls along half a cosine. No smoothing: it makes features that transfer less (Kornblith et al. 2021,
-arXiv:2010.16402)."""
+"""SGD with Nesterov momentum; the rate falls along half a cosine. No smoothing: it makes features that transfer less (Kornblith
+et al. 2021, arXiv:2010.16402)."""
 
 AUGMENT = "mirror,crop=0.4,colour=0.3"
 
