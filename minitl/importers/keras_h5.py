@@ -44,9 +44,9 @@ def convert(data: bytes, what: str) -> Imported:
         notes.append("weights alone: strides, padding and BatchNorm's epsilon are those of keras.applications")
     # Keras pads V1's strided layers after the image, whatever its size; what V2's layers of zeros do equals 'same'
     padded = ("keras", "same", "torch") if pads and names.recognise(seen, what) == "mobilenet_v1" else ("same", "torch")
-    architecture, arguments, arrays = names.fit(seen, what, input_shape, padded, **known)
+    architecture, arguments, arrays, mapping = names.fit(seen, what, input_shape, padded, **known)
     recipe = names.usual_recipe(architecture, arguments, notes)
-    return Imported(architecture, arguments, arrays, recipe, None, {"format": "keras-h5", "notes": notes})
+    return Imported(architecture, arguments, arrays, recipe, None, {"format": "keras-h5", "notes": notes}, mapping)
 
 
 def _layers(group: hdf5.Node) -> dict[str, list[np.ndarray]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ..layers import Add, BatchNorm, Conv2D, Dense, DepthwiseConv2D, GlobalAvera
 
 IMAGE = -1
 """The network's input in `Seen.inputs`."""
+ABSENT = "(not in the file: zeros)"
 ALPHAS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # published widths; others are tried after these
 OVERRIDE = " (the file does not say; to use another, replace `recipe` of what importers.read returns)"
 OLD_NAMES = {"Logits": "predictions"}  # Keras' names of before 2019 -> ours
@@ -45,6 +46,8 @@ class Imported:
 
     architecture, arguments: for architectures.build. arrays: float32, {'node/name': array}, complete for that network. classes: names of
     the outputs if the file has them. provenance: format, file, sha256, notes (what was assumed, in sentences).
+    mapping: (what the file calls a tensor, our 'node/array'), in the network's order; what the file lacks and may lack stands there as
+    ABSENT. unused: what the file calls the tensors that have no place in the network, and are none of its weights.
     """
 
     architecture: str
@@ -53,6 +56,17 @@ class Imported:
     recipe: Recipe
     classes: list[str] | None
     provenance: dict[str, Any]
+    mapping: list[tuple[str, str]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+class Fitted(NamedTuple):
+    """What fit() finds: see Imported."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    mapping: list[tuple[str, str]]
 
 
 @dataclass(eq=False)
@@ -62,6 +76,7 @@ class Seen:
     label: what the file calls it, for errors. inputs: indices into the list of Seen, or IMAGE; where the first layer
     has None, the list has no sums. window: of a pool (None: global).
     padding: 'same', 'valid', or four numbers. activation: 'linear', 'relu', 'relu6'. norm: the four arrays of NORM, or {}.
+    names: what the file calls its arrays, {'kernel', 'bias' or one of NORM: name}; for those that are missing here, label and part.
     """
 
     label: str
@@ -74,6 +89,7 @@ class Seen:
     window: Pair | None = None
     activation: str | None = None
     norm: dict[str, np.ndarray] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -148,10 +164,8 @@ def _alpha(architecture: str, seen: list[Seen], arguments: dict[str, Any]) -> fl
     return best
 
 
-def fit(
-    seen: list[Seen], what: str, input_shape: tuple[int, int, int], paddings: tuple[str, ...], **known: Any
-) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """Which network the layers are: (architecture, all its arguments, arrays). `what` names the file in errors.
+def fit(seen: list[Seen], what: str, input_shape: tuple[int, int, int], paddings: tuple[str, ...], **known: Any) -> Fitted:
+    """Which network the layers are: (architecture, all its arguments, arrays, mapping). `what` names the file in errors.
 
     paddings: the padding rules to try, the one that the source uses first; several can mean the same numbers. known: arguments that the
     reader knows (epsilon, momentum). Raises MinitlError naming the first layer that no network of ours has in that place.
@@ -181,12 +195,12 @@ def fit(
         graph = build(architecture, **arguments, padding=padding)
         expected = [s for s in steps(graph) if seen[0].inputs is not None or type(s.layer) is not Add]
         try:
-            arrays = _match(seen, expected, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
+            arrays, mapping = _match(seen, expected, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
         except _PaddingError as error:
             problem = problem or MinitlError(str(error))
             continue
         _check_numbers(arrays, what)
-        return architecture, complete(architecture, {**arguments, "padding": padding}), graph.load(arrays).arrays()
+        return Fitted(architecture, complete(architecture, {**arguments, "padding": padding}), graph.load(arrays).arrays(), mapping)
     assert problem is not None
     raise problem
 
@@ -195,9 +209,10 @@ class _PaddingError(MinitlError):
     """Everything agreed but the padding: another rule may fit."""
 
 
-def _match(seen: list[Seen], expected: list[Step], refusal: str) -> dict[str, np.ndarray]:
-    """Compare layer by layer. Returns the arrays under our names."""
+def _match(seen: list[Seen], expected: list[Step], refusal: str) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Compare layer by layer. Returns the arrays under our names, and what the file calls each of them."""
     arrays: dict[str, np.ndarray] = {}
+    mapping: list[tuple[str, str]] = []
     for s, step in zip(seen, expected, strict=False):
         kernel, kind = s.kernel, s.kind
         if type(step.layer) is Dense and kind is Conv2D and kernel is not None and kernel.shape[:2] == (1, 1):
@@ -241,12 +256,15 @@ def _match(seen: list[Seen], expected: list[Step], refusal: str) -> dict[str, np
             if array is None:
                 raise MinitlError(f"{refusal}: {s.label} has no bias, {step.name} needs one")
             arrays[name] = array
+            part = name.rpartition("/")[2]
+            given = s.bias is not None if part == "bias" else True
+            mapping.append((s.names.get(part, f"{s.label}: {part}") if given else ABSENT, name))
     if len(seen) != len(expected):
         extra = (
             f"{seen[len(expected)].label} follows where it ends" if len(seen) > len(expected) else f"{expected[len(seen)].name} is missing"
         )
         raise MinitlError(f"{refusal}: {extra}")
-    return arrays
+    return arrays, mapping
 
 
 def _check_numbers(arrays: dict[str, np.ndarray], what: str) -> None:

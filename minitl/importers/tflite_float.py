@@ -34,12 +34,12 @@ def convert(data: bytes, what: str) -> Imported:
         walk.operator(operator)
     seen = walk.finish()
     shape = (image.shape[1], image.shape[2], 3)
-    architecture, arguments, arrays = names.fit(seen, what, shape, ("same", "keras", "torch"))
+    architecture, arguments, arrays, mapping = names.fit(seen, what, shape, ("same", "keras", "torch"))
     recipe = _recipe(model, image, walk, architecture, arguments, notes)
     if any(t.quantisation is not None and t.data is not None for t in model.tensors):
         notes.append("quantised weights were dequantised to float")
     classes = tflite_metadata.labels(data, model, arguments["classes"], notes)
-    return Imported(architecture, arguments, arrays, recipe, classes, {"format": "tflite", "notes": notes})
+    return Imported(architecture, arguments, arrays, recipe, classes, {"format": "tflite", "notes": notes}, mapping)
 
 
 def dequantise(model: Model, tensor: Tensor) -> np.ndarray:
