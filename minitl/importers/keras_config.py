@@ -58,8 +58,8 @@ class _Value:
     pooled: bool = False
 
 
-class _Walk:
-    """The loop over the layers of one configuration."""
+class Walk:
+    """The loop over the layers of one configuration, in Keras' words: layer() for each in order, then finish()."""
 
     def __init__(self, arrays: dict[str, list[np.ndarray]], what: str) -> None:
         self.arrays, self.what = dict(arrays), what
@@ -71,6 +71,7 @@ class _Walk:
         self.ended = False
 
     def fail(self, what: str) -> MinitlError:
+        """The error that names the file."""
         return MinitlError(f"{self.what} is no network that minitl knows: {what}")
 
     def layer(self, kind: str, name: str, config: dict[str, Any], inputs: list[str]) -> None:
@@ -80,7 +81,7 @@ class _Walk:
             raise self.fail(f"it has two layers called {name!r}")
         if unknown := [i for i in inputs if i not in self.values]:
             raise self.fail(f"{label} reads {unknown[0]!r}, which does not come before it")
-        if self.ended:
+        if self.ended and kind not in PASS:
             raise self.fail(f"{label} comes after the classifier's softmax")
         if kind == "InputLayer":
             self._input(label, config)
@@ -183,8 +184,8 @@ class _Walk:
         self.seen[value.source].activation = function
         return _Value(value.source, 2, pooled=value.pooled)
 
-    def check_ends(self) -> None:
-        """Whoever reads a layer reads all of it: not what is before its activation."""
+    def finish(self) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
+        """(layers, input shape, {'epsilon', 'momentum'}), once whoever reads a layer reads all of it: not what is before its activation."""
         for source, stages in self.read_at.items():
             if source == IMAGE:
                 continue
@@ -194,11 +195,17 @@ class _Walk:
                 raise self.fail(f"{entry.label} is read before its BatchNorm or activation")
         if self.arrays:
             raise self.fail(f"layer {next(iter(self.arrays))!r} has weights and no place in the network")
+        if self.input_shape is None or not self.seen:
+            raise self.fail("it has no input or no layers")
+        if len(self.norms) > 1:
+            raise self.fail(f"its BatchNorms differ in (epsilon, momentum): {sorted(self.norms)[:3]}")
+        known = dict(zip(("epsilon", "momentum"), next(iter(self.norms)), strict=True)) if self.norms else {}
+        return self.seen, self.input_shape, known
 
 
 def read(text: str | bytes, arrays: dict[str, list[np.ndarray]], what: str) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
     """(layers, input shape, {'epsilon', 'momentum'}) of a functional model. `what` names the file in errors."""
-    walk = _Walk(arrays, what)
+    walk = Walk(arrays, what)
     try:
         model = json.loads(text)
     except (ValueError, RecursionError):
@@ -216,13 +223,7 @@ def read(text: str | bytes, arrays: dict[str, list[np.ndarray]], what: str) -> t
         if inputs is None:
             raise walk.fail(f"layer {parts[1]!r} is used twice, or its connections cannot be read")
         walk.layer(parts[0], parts[1], parts[2], inputs)
-    walk.check_ends()
-    if walk.input_shape is None or not walk.seen:
-        raise walk.fail("it has no input or no layers")
-    if len(walk.norms) > 1:
-        raise walk.fail(f"its BatchNorms differ in (epsilon, momentum): {sorted(walk.norms)[:3]}")
-    known = dict(zip(("epsilon", "momentum"), next(iter(walk.norms)), strict=True)) if walk.norms else {}
-    return walk.seen, walk.input_shape, known
+    return walk.finish()
 
 
 def _inputs(nodes: Any) -> list[str] | None:
@@ -248,7 +249,7 @@ def _inputs(nodes: Any) -> list[str] | None:
     return names if len(names) == len(history) else None
 
 
-def _pair(value: Any, walk: _Walk, label: str) -> Pair:
+def _pair(value: Any, walk: Walk, label: str) -> Pair:
     """[2, 2] or 2 as two whole numbers."""
     pair = [value, value] if type(value) is int else value
     if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 < n < 1 << 16 for n in pair)):
@@ -256,7 +257,7 @@ def _pair(value: Any, walk: _Walk, label: str) -> Pair:
     return pair[0], pair[1]
 
 
-def _pads(value: Any, walk: _Walk, label: str) -> tuple[int, int, int, int]:
+def _pads(value: Any, walk: Walk, label: str) -> tuple[int, int, int, int]:
     """ZeroPadding2D's ((top, bottom), (left, right))."""
     sides = [n for axis in value for n in (axis if isinstance(axis, list) else [axis])] if isinstance(value, list) else []
     if len(sides) != 4 or not all(type(n) is int and 0 <= n < 1 << 16 for n in sides):

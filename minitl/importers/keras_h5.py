@@ -32,11 +32,17 @@ def convert(data: bytes, what: str) -> Imported:
             f"{what} is in Keras 3's .weights.h5 layout, which is not read here: save the whole model as .h5, model.save('x.h5')"
         )
     layers = _layers(root.child("model_weights") or root)
+    configuration = root.attribute("model_config")
+    text = configuration[()] if configuration is not None and configuration.shape == () else None
+    return from_layers(layers, text if isinstance(text, (str, bytes)) else None, what, "keras-h5")
+
+
+def from_layers(layers: dict[str, list[np.ndarray]], configuration: str | bytes | None, what: str, format: str) -> Imported:
+    """The network of Keras' arrays by layer, each layer's in Keras' order, with its model_config if the file has one."""
     notes: list[str] = []
     known: dict[str, float] = {}
-    configuration = root.attribute("model_config")
-    if configuration is not None and configuration.shape == () and isinstance(configuration[()], (str, bytes)):
-        seen, input_shape, known = keras_config.read(configuration[()], layers, what)
+    if configuration is not None:
+        seen, input_shape, known = keras_config.read(configuration, layers, what)
         pads = any(isinstance(s.padding, tuple) for s in seen)
     else:
         seen = _by_name(layers, what)
@@ -46,7 +52,7 @@ def convert(data: bytes, what: str) -> Imported:
     padded = ("keras", "same", "torch") if pads and names.recognise(seen, what) == "mobilenet_v1" else ("same", "torch")
     architecture, arguments, arrays, mapping = names.fit(seen, what, input_shape, padded, **known)
     recipe = names.usual_recipe(architecture, arguments, notes)
-    return Imported(architecture, arguments, arrays, recipe, None, {"format": "keras-h5", "notes": notes}, mapping)
+    return Imported(architecture, arguments, arrays, recipe, None, {"format": format, "notes": notes}, mapping)
 
 
 def _layers(group: hdf5.Node) -> dict[str, list[np.ndarray]]:
