@@ -7,6 +7,7 @@ operation is. In: what an engine writes. Out: arrays. Left out: what an operatio
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,14 @@ def aligned(values: np.ndarray) -> np.ndarray:
     copy = block[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
     copy[...] = values
     return copy
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array begins. `array.ctypes` takes 1.3 microseconds, this 0.4, but not where there is nothing, or nothing may be written."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return array.ctypes.data
 
 
 def room(size: int) -> np.ndarray:
@@ -120,7 +129,7 @@ class Program:
 
         macs: multiply-accumulates of an image. most: threads, default those of the machine now. zeros: a row of zeros for the kernel.
         """
-        self.number, self.images, self.wanted, self.macs = number, images, wanted, macs
+        self.number, self.images, self.wanted, self.macs = np.dtype(number), images, wanted, macs
         self.most = threads() if most is None else min(MOST, most)
         self.at_once = max(1, min(8, VALUES_AT_ONCE // max(plan.sizes, default=1)))
         self.table, self.size, self._keep = plan.place(self.at_once), plan.size, plan.keep
@@ -138,11 +147,13 @@ class Program:
         if images.shape[1:] != shape:
             raise MinitlError(f"the network takes images (N, {', '.join(map(str, shape))}), found {images.shape}")
         count = len(images)
-        found = {value: images if value == name else np.empty((count, *shape), self.number) for value, shape in self.wanted.items()}
-        feeds = [number for array in (images, *found.values()) for number in (array.ctypes.data, array.nbytes // max(count, 1))]
+        found, feeds = {}, [address(images), images.nbytes // (count or 1)]
+        for value, shape in self.wanted.items():
+            found[value] = array = images if value == name else np.empty((count, *shape), self.number)
+            feeds += address(array), array.nbytes // (count or 1)
         most = self.most
         groups = -(-count // self.at_once)
-        if groups >= most or (self.macs < WORTH_THREADS and groups > 1):
+        if most > 1 and (groups >= most or (self.macs < WORTH_THREADS and groups > 1)):
 
             def some(part: int, parts: int) -> None:
                 first, last = (min(count, self.at_once * (groups * p // parts)) for p in (part, part + 1))
@@ -172,14 +183,14 @@ class Program:
             block = self._blocks.pop()
         except IndexError:
             block = _Block(self.size, len(feeds))
-        block.feeds[:] = feeds
-        block.counter[0] = 0
+        block.words[:] = [*feeds, 0]
         return block
 
 
 class _Block:
-    """Memory for one run, and what the kernel is told of it; their addresses are asked for once, since that takes NumPy a microsecond."""
+    """Memory for one run, and what the kernel is told of it: its feeds, then its counter. Addresses are asked for once."""
 
     def __init__(self, size: int, feeds: int) -> None:
-        self.memory, self.feeds, self.counter = room(size), np.zeros(feeds, np.int64), np.zeros(1, np.int64)
-        self.address, self.feeds_address, self.counter_address = (a.ctypes.data for a in (self.memory, self.feeds, self.counter))
+        self.memory, self.words = room(size), (ctypes.c_int64 * (feeds + 1))()
+        self.address, self.feeds_address = self.memory.ctypes.data, ctypes.addressof(self.words)
+        self.counter_address = self.feeds_address + 8 * feeds
