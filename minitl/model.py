@@ -501,13 +501,13 @@ def _names(classes: Sequence[str], count: int) -> list[str]:
 
 
 def _head(path: str | Path, whole: Callable[[bytes], bool] = lambda head: False) -> bytes | memoryview:
-    """The first 8 bytes of a file; all of it, read-only, where whole(those). MinitlError where it cannot be read."""
+    """The first bytes of a file; all of it, read-only, where whole(those). MinitlError where it cannot be read."""
     expected = "expected a weights file (.npz, .h5, .tflite)"
     if os.path.exists(path) and not os.path.isfile(path):
         raise MinitlError(f"{printable(path)} is {'a folder' if os.path.isdir(path) else 'no ordinary file'}; {expected}")
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
+            head = file.read(weights.HEAD_BYTES)
             if not whole(head):
                 return head
             file.seek(0)

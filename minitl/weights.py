@@ -17,12 +17,13 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from . import zips
 from .architectures import build, complete, feature_node
 from .errors import MinitlError
 from .files import printable
@@ -34,7 +35,7 @@ from .quantize import Calibration, Statistics
 FORMAT = 1
 JSON_ENTRY, CALIBRATION, NEITHER = "minitl.json", "calibration", "neither/directions"
 DTYPES = ("<f4", "<f2", "|u1")
-MOST_ENTRIES, LARGEST_JSON, DEEPEST = 20_000, 32 << 20, 40
+LARGEST_JSON, DEEPEST = 32 << 20, 40
 
 
 @dataclass
@@ -133,14 +134,10 @@ def unpack(data: bytes | memoryview, what: str, hashed: bool = False) -> dict[st
     """
     try:
         arrays: dict[str, np.ndarray] = {}
-        claimed = 0
-        for full, content, crc in _entries(memoryview(data), what):
+        for full, content, crc in zips.entries(memoryview(data)):
             name = full.removesuffix(".npy")
-            claimed += len(content)
-            if claimed > len(data):  # entries that overlap: each is small, together they are a bomb
-                raise MinitlError(f"{what} claims more bytes than it has: not written by minitl")
-            if name in arrays or name == full or len(name) > 200:
-                raise MinitlError(f"{what}: entry {full!r:.60} appears twice or is no .npy array: not written by minitl")
+            if name == full or len(name) > 200:
+                raise MinitlError(f"{what}: entry {full!r:.60} is no .npy array: not written by minitl")
             if not hashed and zlib.crc32(content) != crc:
                 raise ValueError(f"the entry {full!r:.60} has another check sum")
             arrays[name] = _array(content if hashed else bytes(content), f"{what}: entry {name!r:.60}")
@@ -152,36 +149,8 @@ def unpack(data: bytes | memoryview, what: str, hashed: bool = False) -> dict[st
         raise MinitlError(f"{what} is damaged or no .npz file ({why:.100}); download or write it again") from None
 
 
-LOCAL, LISTED, END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
-"""Before an entry, in the list of entries, behind that: 4.3.7, 4.3.12 and 4.3.16 of PKWARE's APPNOTE.TXT,
-https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
-"""
-
-
-def _entries(data: memoryview, what: str) -> Iterator[tuple[str, memoryview, int]]:
-    """(name, content, CRC-32) of every entry of a .zip as pack writes it; zipfile would copy each four times, and take long to import."""
-    mark, disk, first, here, count, length, at, remark = END.unpack_from(data, len(data) - END.size)
-    if mark != b"PK\x05\x06" or disk or first or here != count or remark or at + length != len(data) - END.size:
-        raise ValueError("it does not end with a list of entries")
-    if count > MOST_ENTRIES:
-        raise MinitlError(f"{what} has {count} entries; at most {MOST_ENTRIES} are read: this is no weights file of minitl")
-    for _ in range(count):
-        mark, _, _, flags, method, _, _, crc, _, size, named, more, remark, _, _, _, start = LISTED.unpack_from(data, at)
-        name = bytes(data[at + LISTED.size : at + LISTED.size + named])
-        text = name.decode("utf-8" if flags & 0x800 else "ascii")
-        if mark != b"PK\x01\x02":
-            raise ValueError("the list of entries is cut short")
-        if method or flags & 1 or size > len(data):
-            raise MinitlError(f"{what}: entry {text!r:.60} is compressed, encrypted or larger than the file: not written by minitl")
-        at += LISTED.size + named + more + remark
-        mark, *_, known, extra = LOCAL.unpack_from(data, start)
-        start += LOCAL.size
-        content = data[start + known + extra : start + known + extra + size]
-        if mark != b"PK\x03\x04" or data[start : start + known] != name or len(content) != size:
-            raise ValueError(f"the entry {text!r:.60} is not what the list of entries says")
-        yield text, content, crc
-
-
+HEAD_BYTES = 256
+"""So many bytes of a file show what it is."""
 HEAD = re.compile(rb"\x93NUMPY\x01\x00(..){'descr': '(.{3})', 'fortran_order': False, 'shape': \(([0-9, ]*)\), } *\n", re.DOTALL)
 """How a .npy of ours begins. NumPy's own reader takes that for Python, and ten times as long, so it gets all others only."""
 
@@ -217,8 +186,10 @@ def to_bytes(weights: Weights) -> bytes:
 
 
 def is_npz(data: bytes | memoryview) -> bool:
-    """Whether these bytes begin like a ZIP archive."""
-    return bytes(data[:4]) in (b"PK\x03\x04", b"PK\x05\x06")
+    """Whether a file that begins with these bytes is a ZIP archive of .npy files, as far as its first entry says."""
+    head = bytes(data[:HEAD_BYTES])
+    named = int.from_bytes(head[26:28], "little")
+    return head.startswith(b"PK\x05\x06") or (head.startswith(b"PK\x03\x04") and head[30 : 30 + named].endswith(b".npy"))
 
 
 def parse(data: bytes | memoryview, what: str) -> Weights:

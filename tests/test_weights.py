@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitl
-from minitl import weights
+from minitl import weights, zips
 from minitl.errors import MinitlError
 from minitl.quantize import Statistics
 
@@ -242,7 +242,7 @@ def test_foreign_archives_are_refused_by_what_is_wrong_with_them():
 
 def test_zip_bombs_do_not_go_off():
     bomb = archive_of([(f"{i}.npy", bytes(50 << 20)) for i in range(2)], zipfile.ZIP_DEFLATED)
-    many = archive_of([(f"{i}.npy", b"") for i in range(weights.MOST_ENTRIES + 1)])
+    many = archive_of([(f"{i}.npy", b"") for i in range(zips.MOST_ENTRIES + 1)])
     lying = bytearray(archive_of([("a.npy", npy(np.zeros(2, np.float32)))]))
     directory = lying.index(b"PK\x01\x02")
     lying[directory + 20 : directory + 28] = (2**31).to_bytes(4, "little") * 2  # sizes, packed and unpacked
