@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # commands import what they need, so that a short one is quic
 OUTPUTS = ("model.npz", "model.h", "report.html", "report.png", "report.json")
 CHECKPOINT = "checkpoint.npz"
 CORES = ("cortex-m0", "cortex-m0plus", "cortex-m3", "cortex-m33", "cortex-m4", "cortex-m55", "cortex-m7")
-COMMANDS = ("train", "doctor", "evaluate", "predict", "export", "report", "convert", "info", "vectors", "demo")
+COMMANDS = ("train", "doctor", "evaluate", "predict", "export", "report", "convert", "weights", "info", "vectors", "demo")
 VECTORS = ("inputs.bin", "logits.bin", "names.txt", "neither.bin")
 
 GUIDE = """\
@@ -746,6 +746,70 @@ def command_convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def command_weights(arguments: argparse.Namespace) -> int:
+    """Pretrained networks that their makers publish: the list, or one of them."""
+    from dataclasses import asdict
+
+    from .manifest import ENTRIES
+
+    if arguments.what == "pull":
+        return pull_weights(arguments)
+    if arguments.name or arguments.to:
+        arguments.usage_error("only `minitl weights pull NAME` takes a name or --to; the list takes one word to look for")
+    word = (arguments.what or "").lower()
+    found = [e for e in ENTRIES.values() if word in f"{e.name} {e.format} {e.licence or ''}".lower()]
+    if not found:
+        raise MinitlError(f"no weights have {arguments.what!r} in their name, format or licence; `minitl weights` lists all {len(ENTRIES)}")
+    here = {e.name: e.kept.exists() for e in found}
+    if arguments.json:
+        print_json({"weights": [asdict(e) | {"kept": str(e.kept) if here[e.name] else None} for e in found]})
+        return 0
+    print(f"{'name':<45} {'format':<12} {'size':>8} {'top-1':>6}  {'checksum':<10} {'licence':<16} here")
+    for e in found:
+        size, accuracy = f"{e.bytes / 1e6:.1f} MB" if e.bytes else "", f"{e.accuracy:.1f}" if e.accuracy else ""
+        check = "" if not e.checksum else "SHA-256" if len(e.checksum) > 40 else "8 digits" if "sha" in e.checksum else "MD5"
+        facts = f"{e.name:<45} {e.format:<12} {size:>8} {accuracy:>6}  {check:<10} {e.licence or 'not stated':<16}"
+        print(f"{facts} {'yes' if here[e.name] else ''}".rstrip())
+    return 0
+
+
+def pull_weights(arguments: argparse.Namespace) -> int:
+    """One of them, into the cache, and where --to says."""
+    from . import pull
+    from .manifest import ENTRIES
+
+    entry = ENTRIES.get(arguments.name or "")
+    if entry is None:
+        close = [name for name in ENTRIES if arguments.name and arguments.name.lower() in name.lower()][:3]
+        hint = f"did you mean {', '.join(close)}?" if close else "`minitl weights` lists the names"
+        raise MinitlError(f"weights pull: no weights are called {arguments.name!r}; {hint}")
+    if arguments.to:
+        check_output(Path(arguments.to))
+    console = Console(arguments.json)
+    found = pull.kept(entry)
+    if not found:
+        console.say(f"from {entry.url}; licence: {entry.licence or 'not stated by its maker'}")
+
+        def progress(done: int, total: int | None) -> None:
+            console.show(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB", done == total)
+
+        try:
+            found = pull.pull(entry, progress)
+        finally:
+            console.close()
+    if arguments.to:
+        found.save(arguments.to)
+    facts = {"name": entry.name, "file": str(arguments.to or entry.kept), "sha256": found.content().content_hash()}
+    if arguments.json:
+        print_json(facts)
+        return 0
+    print(f"{entry.name}: {printable(facts['file'])}, content hash {facts['sha256'][:16]}")
+    for note in found.provenance.get("notes", []):
+        print(f"  note: {printable(note)}")
+    print(f"use it with --weights {entry.name}")
+    return 0
+
+
 def command_info(arguments: argparse.Namespace) -> int:
     """What is in a weights file?"""
     from .model import load
@@ -1018,6 +1082,13 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
         one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
 
+    if one := command("weights", command_weights, "list pretrained networks that their makers publish, or fetch one", WEIGHTS_DETAILS):
+        one.usage = "minitl weights [WORD] [--json]\n       minitl weights pull NAME [--to FILE] [--json]"
+        one.add_argument("what", metavar="WORD", nargs="?", help="list those with this in their name, format or licence; or: pull")
+        one.add_argument("name", metavar="NAME", nargs="?", help="what to fetch")
+        one.add_argument("--to", metavar="FILE", help="write the .npz there, too")
+        one.add_argument("--json", action="store_true")
+
     if one := command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS):
         one.add_argument("file", metavar="FILE")
         one.add_argument("--json", action="store_true")
@@ -1090,6 +1161,16 @@ EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
 CONVERT_DETAILS = """\
 The format is found by content. Preprocessing, padding rule, BatchNorm epsilon and class names come from the file where it has them,
 from its maker's documentation where not; what was assumed is printed, and stays in the file.
+"""
+WEIGHTS_DETAILS = """\
+Fetched over HTTPS, through the proxy that HTTPS_PROXY names, if any; compared with what its maker states of size and checksum; converted
+as `minitl convert` does, and kept in the platform's cache folder (MINITL_CACHE): a second time needs no network. A download that broke
+off goes on where it can be trusted, and begins anew where not. Size, accuracy (ImageNet, top-1 in %), checksum: as the makers state them;
+8 digits: the first of the SHA-256.
+
+  minitl weights mobilenet_v2_0.35
+  minitl weights pull coral-mobilenet_v1_0.25_128-quant
+  minitl train photos --weights coral-mobilenet_v1_0.25_128-quant -o out
 """
 VECTORS_DETAILS = """\
 inputs.bin  int8, N x height x width x 3: photos prepared and quantised as NAME_run() wants them

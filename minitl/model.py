@@ -532,13 +532,23 @@ def bundled() -> Path:
     return found
 
 
+def _fetched(name: str | Path) -> str | Path:
+    """The file that `minitl weights pull NAME` has made; whatever is no name of the manifest, as it is."""
+    from .manifest import ENTRIES
+
+    entry = ENTRIES.get(str(name))
+    if entry and not entry.kept.exists():
+        raise MinitlError(f"{name} has not been fetched yet: `minitl weights pull {name}` does so, once")
+    return entry.kept if entry else name
+
+
 def load(path: str | Path) -> Model:
     """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong.
 
-    BUNDLED is the one that comes with the package.
+    BUNDLED is the one that comes with the package; names of the manifest are known once `minitl weights pull` has fetched them.
     """
-    if path == BUNDLED and not os.path.exists(path):
-        path = bundled()
+    if not os.path.exists(path):
+        path = bundled() if path == BUNDLED else _fetched(path)
     data = _head(path, weights.is_npz)
     if weights.is_npz(data):
         return Model(weights.parse(data, printable(path)))
