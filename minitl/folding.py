@@ -63,7 +63,7 @@ def _folded(graph: Graph, wanted: Iterable[str]) -> tuple[Graph, dict[str, str]]
         inputs = tuple(alias.get(name, name) for name in node.inputs)
         of_node = graph.params.get(node.name, {})
         if isinstance(node.layer, BatchNorm):
-            scale = of_node["gamma"] / np.sqrt(of_node["moving_variance"] + of_node["gamma"].dtype.type(node.layer.epsilon))
+            scale = node.layer.gamma(of_node) / np.sqrt(of_node["moving_variance"] + of_node["beta"].dtype.type(node.layer.epsilon))
             producer = nodes.get(inputs[0])
             if producer is not None and isinstance(producer.layer, Foldable) and readers[node.inputs[0]] == 1:
                 before = params[producer.name]

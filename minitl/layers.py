@@ -218,21 +218,26 @@ class BatchNorm(Layer):
 
     Statistics come from the batch only for channels that are being trained; a frozen channel always runs on the stored ones, whatever
     the mode. momentum is Keras': new = momentum * old + (1 - momentum) * batch. high: clamp to 0..high as the ReLU after it would have
-    done, see Graph.steps.
+    done, see Graph.steps. scale: whether there is a gamma; without, it is 1.
     """
 
     epsilon: float = 1e-3
     momentum: float = 0.99
     high: float | None = None
+    scale: bool = True
     trainable: ClassVar[tuple[str, ...]] = ("gamma", "beta")
 
     def param_shapes(self, *shapes: Shape) -> dict[str, Shape]:
-        """Four vectors of C numbers."""
-        return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), shapes[0][-1:])
+        """Four vectors of C numbers, or three."""
+        return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance")[not self.scale :], shapes[0][-1:])
+
+    def gamma(self, params: Params) -> Array:
+        """The factor of each channel (C,)."""
+        return params["gamma"] if self.scale else np.ones_like(params["beta"])
 
     def forward(self, ops: ModuleType, params: Params, xs: list[Array], training: Training, rng: Any) -> tuple[Array, Any]:
         """Batch statistics for the channels in training, stored statistics for the others."""
-        x, gamma, beta = xs[0], params["gamma"], params["beta"]
+        x, gamma, beta = xs[0], self.gamma(params), params["beta"]
         from_batch = np.full(len(gamma), training)
         mean, variance = params["moving_mean"], params["moving_variance"]
         if from_batch.any():
@@ -247,16 +252,16 @@ class BatchNorm(Layer):
         if x is None:
             assert self.high is None, "a frozen BatchNorm and its ReLU are two steps"
             zero = np.zeros_like(mean)
-            return [ops.batch_norm(dy, zero, variance, params["gamma"], zero, self.epsilon)] if need_dx else [], {}
-        gamma, beta = params["gamma"], params["beta"]
+            return [ops.batch_norm(dy, zero, variance, self.gamma(params), zero, self.epsilon)] if need_dx else [], {}
+        gamma, beta = self.gamma(params), params["beta"]
         dx, dgamma, dbeta = ops.batch_norm_backward(dy, x, mean, variance, gamma, beta, self.epsilon, from_batch, self.high)
-        return [dx] if need_dx else [], {"gamma": dgamma, "beta": dbeta}
+        return [dx] if need_dx else [], {"gamma": dgamma, "beta": dbeta} if self.scale else {"beta": dbeta}
 
     def updated_statistics(self, params: Params, cache: Any) -> Params:
         """New moving_mean and moving_variance after a training step; channels that ran on stored statistics keep them bit for bit."""
         _, mean, variance, from_batch = cache
         blend = {"moving_mean": mean, "moving_variance": variance}
-        keep = params["gamma"].dtype.type(self.momentum)
+        keep = params["beta"].dtype.type(self.momentum)
         return {name: np.where(from_batch, params[name] * keep + new * (1 - keep), params[name]) for name, new in blend.items()}
 
 

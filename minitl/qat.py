@@ -236,7 +236,7 @@ def _parameters(graph: Graph, folded: Graph, name: str, norms: list[Node]) -> tu
     if norms:  # the formulas of folding.py
         layer, norm = norms[0].layer, graph.params[norms[0].name]
         assert isinstance(layer, BatchNorm)
-        factor = norm["gamma"] / np.sqrt(norm["moving_variance"] + norm["gamma"].dtype.type(layer.epsilon))
+        factor = layer.gamma(norm) / np.sqrt(norm["moving_variance"] + norm["beta"].dtype.type(layer.epsilon))
         offset = (before.get("bias", 0) - norm["moving_mean"]) * factor
         places["shift"] = (norms[0].name, "beta")
     elif "bias" in before:

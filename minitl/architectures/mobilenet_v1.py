@@ -17,30 +17,26 @@ BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 def mobilenet_v1(
     alpha: float = 1.0,
     input_shape: Sequence[int] = (224, 224, 3),
-    classes: int | None = 1000,
     activation: str = "relu6",
     batch_norm: bool = True,
     use_bias: bool = False,
     epsilon: float = 1e-3,
     momentum: float = 0.99,
     padding: str = "same",
-    dropout: float = 0.0,
-    hidden: Sequence[int] = (),
 ) -> Blocks:
-    """alpha: width multiplier; filters are int(alpha * filters), not rounded to 8. classes None: no classifier.
+    """alpha: width multiplier; filters are int(alpha * filters), not rounded to 8.
 
     padding: 'same' (TensorFlow), 'keras' (differs at odd sizes: the stem is 'same', the rest not), 'torch'.
-    hidden: units of layers before the classifier.
     """
     net = Blocks(
-        input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm,
-        use_bias=use_bias, epsilon=epsilon, momentum=momentum, padding=padding, dropout=dropout, hidden=hidden,
+        input_shape=input_shape, alpha=alpha, activation=activation, batch_norm=batch_norm, use_bias=use_bias, epsilon=epsilon,
+        momentum=momentum, padding=padding,
     )  # fmt: skip
-    stem_padding = "same" if padding == "keras" else padding
     net.begin("conv1")
-    net.conv("conv1", max(int(32 * alpha), 1), 3, 2, "conv1_bn", "conv1_relu", stem_padding)
+    net.conv("conv1", net.width(32), 3, 2, "conv1_bn", "conv1_relu", "same" if padding == "keras" else padding)
     for i, (filters, stride) in enumerate(BLOCKS, start=1):
         net.begin(f"block_{i}")
         net.depthwise(f"conv_dw_{i}", stride, f"conv_dw_{i}_bn", f"conv_dw_{i}_relu")
-        net.conv(f"conv_pw_{i}", max(int(filters * alpha), 1), 1, 1, f"conv_pw_{i}_bn", f"conv_pw_{i}_relu")
-    return net.classifier("conv_preds")
+        net.conv(f"conv_pw_{i}", net.width(filters), 1, 1, f"conv_pw_{i}_bn", f"conv_pw_{i}_relu")
+    net.classifier = "conv_preds"
+    return net

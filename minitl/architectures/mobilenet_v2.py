@@ -23,24 +23,20 @@ def divisible_by_8(channels: float) -> int:
 def mobilenet_v2(
     alpha: float = 1.0,
     input_shape: Sequence[int] = (224, 224, 3),
-    classes: int | None = 1000,
     activation: str = "relu6",
     batch_norm: bool = True,
     use_bias: bool = False,
     epsilon: float = 1e-3,
     momentum: float = 0.999,
     padding: str = "same",
-    dropout: float = 0.0,
-    hidden: Sequence[int] = (),
 ) -> Blocks:
-    """alpha: width multiplier, filters rounded to 8; the last convolution has at least 1280. classes None: no classifier.
+    """alpha: width multiplier, filters rounded to 8; the last convolution has at least 1280.
 
     padding: 'same' (TensorFlow), 'keras' (the same here: Keras' correct_pad equals it at every size), or 'torch'.
-    hidden: units of layers before the classifier.
     """
     net = Blocks(
-        input_shape=input_shape, alpha=alpha, classes=classes, activation=activation, batch_norm=batch_norm, use_bias=use_bias,
-        epsilon=epsilon, momentum=momentum, padding="same" if padding == "keras" else padding, dropout=dropout, hidden=hidden,
+        input_shape=input_shape, alpha=alpha, activation=activation, batch_norm=batch_norm, use_bias=use_bias, epsilon=epsilon,
+        momentum=momentum, padding="same" if padding == "keras" else padding,
     )  # fmt: skip
     channels = divisible_by_8(32 * alpha)
     net.begin("Conv1")
@@ -56,10 +52,10 @@ def mobilenet_v2(
             if expansion > 1:
                 net.conv(f"{name}_expand", channels * expansion, 1, 1, f"{name}_expand_BN", f"{name}_expand_relu")
             net.depthwise(f"{name}_depthwise", stride, f"{name}_depthwise_BN", f"{name}_depthwise_relu")
-            net.conv(f"{name}_project", filters, 1, 1, f"{name}_project_BN", None)
+            net.conv(f"{name}_project", filters, 1, 1, f"{name}_project_BN")
             if stride == 1 and filters == channels:
                 net.add(f"{name}_add", Add(), before, net.last)
             channels, block = filters, block + 1
     net.begin("Conv_1")
     net.conv("Conv_1", divisible_by_8(1280 * alpha) if alpha > 1 else 1280, 1, 1, "Conv_1_bn", "out_relu")
-    return net.classifier("predictions")
+    return net
