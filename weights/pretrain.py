@@ -113,7 +113,9 @@ def _photos(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
                         assert file
                         yield _named(member.name, source), file.read()
         except (OSError, tarfile.TarError) as error:
-            raise MinitlError(f"{printable(source)} is no folder and no .tar archive that can be read: {error}") from None
+            raise MinitlError(
+                f"{printable(source)} is no folder and no .tar archive that can be read: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def _named(name: str, source: Path) -> str:
@@ -251,8 +253,8 @@ def write_curve(folder: Path, epochs: Sequence[Epoch], best: int) -> None:
     write_atomically(folder / "curve.png", to_png(page.finished()))
 
 
-def main() -> int:
-    """Run; returns the exit code."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, help="folders or .tar archives: [train|val/]CLASS/photo")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
@@ -266,7 +268,12 @@ def main() -> int:
     for name in ("epochs", "batch", "rate", "decay", "warmup", "smoothing", "average", "seed"):
         value = getattr(SETTINGS, name)
         parser.add_argument("--" + name, type=type(value), default=value)
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    options = arguments(argv)
     try:
         return run(options)
     except MinitlError as error:
@@ -289,7 +296,10 @@ def run(options: argparse.Namespace) -> int:
     for problem in photos.skipped[:10]:
         print(f"left out: {problem}")
     model = rebuilt(model, photos.classes, options.size, settings.seed).unfreeze()
-    sizes = [int(part) for part in options.sizes.split(",")] if options.sizes else [size]
+    try:
+        sizes = [int(part) for part in options.sizes.split(",")] if options.sizes else [size]
+    except ValueError:
+        raise MinitlError(f"--sizes takes pixels a side, as in 64,96, found {options.sizes!r:.40}") from None
     if options.teacher and not options.views:
         raise MinitlError("--teacher answers for a fixed number of views: add, for example, --views 8")
     augmentation = Augmentation.parse(options.augment)
