@@ -1,0 +1,130 @@
+"""PyTorch's .pth, .pt and .bin files without PyTorch: the ZIP container of 1.6 and later, and the stream of several pickles from before.
+
+Enters: the bytes of a file. Leaves: the tensors of its state_dict by name, in its order, as read-only views; and the names of what lies
+beside it (optimizer, epoch, ...). Left out: TorchScript, the tar archives of before 0.2, big-endian files.
+
+Source: torch/serialization.py.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import zips
+from ..errors import MinitlError
+from .pickles import ADVICE, Machine, Table, Tensor
+from .safetensors import BFLOAT16, from_bfloat16
+
+LARGEST_PICKLE, MOST_AXES = 16 << 20, 8
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "weights",
+)  # fmt: skip
+"""Where programs put a state_dict beside other things; averaged weights first, since those are the ones that their makers measure."""
+
+
+def is_stream(data: bytes) -> bool:
+    """Whether a file begins like a pickle."""
+    return data[:1] == pickle.PROTO and data[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+def read(data: bytes, what: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """(tensors by name, what else the file holds, notes). `what` names the file in errors. Raises MinitlError."""
+    notes: list[str] = []
+    root, rows = _archive(data, what) if data.startswith(b"PK") else _stream(data, what)
+    if not isinstance(root, Table):
+        raise MinitlError(f"{what} holds no table of tensors, expected a state_dict: {ADVICE}")
+    found, beside = root.texts(), []
+    inside = {name: value.texts() for name, value in found.items() if isinstance(value, Table)}
+    tables = [name for name, table in inside.items() if any(isinstance(value, Tensor) for value in table.values())]
+    flat = any(isinstance(value, Tensor) for value in found.values())
+    if chosen := next((name for name in (*WRAPPERS, *([] if flat else tables)) if name in tables), None):
+        notes.append(f"weights taken from its {chosen!r}" + "".join(f", not from {name!r}" for name in tables if name != chosen))
+        beside, found = [name for name in found if name != chosen], inside[chosen]
+    elif not flat:
+        raise MinitlError(f"{what} has no tensors in {', '.join(list(found)[:8]) or 'its empty table'}, expected a state_dict: {ADVICE}")
+    used = 0
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            beside.append(name)
+            continue
+        tensors[name] = _array(value, rows, f"{what}: tensor {name!r:.80}")
+        used += tensors[name].nbytes
+        if used > 2 * len(data) + 4096:  # a small file must not become large arrays
+            raise MinitlError(f"{what} is damaged: its tensors share their numbers")
+    return tensors, beside, notes
+
+
+def _array(tensor: Tensor, rows: dict[str, memoryview], what: str) -> np.ndarray:
+    """The window as an array, once it is known to lie within its storage."""
+    row, storage = rows.get(tensor.storage.key), tensor.storage
+    dtype = np.dtype("<u2" if storage.dtype == BFLOAT16 else storage.dtype)
+    if row is None or len(row) != storage.size * dtype.itemsize:
+        raise MinitlError(f"{what} lies in storage {storage.key!r:.40}, which is missing or not {storage.size} numbers of {dtype} long")
+    sides = [tensor.shape, tensor.strides]
+    if not all(type(n) is int and 0 <= n <= storage.size for n in (tensor.offset, *_numbers(sides))) or len(sides[0]) != len(sides[1]):
+        raise MinitlError(f"{what} has a shape, strides or an offset that are no numbers up to {storage.size}: the file is damaged")
+    if 0 not in tensor.shape and tensor.offset + sum((n - 1) * s for n, s in zip(*sides, strict=True)) >= storage.size:
+        raise MinitlError(f"{what} ends behind its storage of {storage.size} numbers: the file is damaged")
+    steps = tuple(s * dtype.itemsize for s in tensor.strides)
+    array = np.ndarray(tensor.shape, dtype, row, tensor.offset * dtype.itemsize, steps)
+    return from_bfloat16(array) if storage.dtype == BFLOAT16 else array
+
+
+def _numbers(sides: list[Any]) -> Iterator[Any]:
+    """What two tuples hold; something that is no number in place of what is no short tuple."""
+    for side in sides:
+        yield from side if isinstance(side, tuple) and len(side) <= MOST_AXES else (None,)
+
+
+def _archive(data: bytes, what: str) -> tuple[Any, dict[str, memoryview]]:
+    """(what the pickle of a ZIP describes, its storages by key)."""
+    try:
+        entries = {}
+        for name, content, crc in zips.entries(memoryview(data)):
+            if zlib.crc32(content) != crc:
+                raise ValueError(f"entry {name!r:.60} has another check sum, if torch.serialization.set_crc32_options did not leave it out")
+            entries[name] = content
+    except (ValueError, struct.error) as problem:
+        raise MinitlError(f"{what} is damaged, or no archive of PyTorch's ({problem!s:.200}); download or save it again") from None
+    top = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
+    if top is None:
+        raise MinitlError(f"{what} is a ZIP archive without data.pkl ({', '.join(list(entries)[:3])}): no file of PyTorch's torch.save")
+    if f"{top}constants.pkl" in entries:
+        raise MinitlError(f"{what} is a TorchScript program, expected weights: {ADVICE}")
+    if bytes(entries.get(f"{top}byteorder", b"little")) != b"little":
+        raise MinitlError(f"{what} was written on a big-endian machine; expected little-endian numbers: save it again on another")
+    program = entries[f"{top}data.pkl"]
+    if len(program) > LARGEST_PICKLE:
+        raise MinitlError(f"{what} is refused: its pickle has {len(program)} bytes, expected at most {LARGEST_PICKLE}")
+    rows = {name.removeprefix(f"{top}data/"): content for name, content in entries.items() if name.startswith(f"{top}data/")}
+    return Machine(bytes(program), what).run(), rows
+
+
+def _stream(data: bytes, what: str) -> tuple[Any, dict[str, memoryview]]:
+    """The same for five pickles in a row (magic, version, system, root, keys of the storages) and the storages behind them."""
+    machine = Machine(data, what)
+    if machine.run() != MAGIC:
+        raise MinitlError(f"{what} is a Python pickle that PyTorch's torch.save did not write; {ADVICE}")
+    version, system, root, keys = (machine.run() for _ in range(4))
+    if version != VERSION or not isinstance(system, Table) or system.texts().get("little_endian") is not True:
+        raise MinitlError(f"{what} is of a version that is not read here, or was written on a big-endian machine: {ADVICE}")
+    sizes = machine.storages
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(sizes):
+        raise MinitlError(f"{what} is damaged: the storages that it lists are not those that its tensors are in")
+    rows, at = {}, machine.at
+    for key in keys:
+        size = sizes[key].size * np.dtype("<u2" if sizes[key].dtype == BFLOAT16 else sizes[key].dtype).itemsize
+        if len(data) - at - 8 < size or int.from_bytes(data[at : at + 8], "little") != sizes[key].size:
+            raise MinitlError(f"{what} is damaged or cut off: storage {key!r:.40} should have {sizes[key].size} numbers")
+        rows[key] = memoryview(data)[at + 8 : at + 8 + size]
+        at += 8 + size
+    return root, rows
