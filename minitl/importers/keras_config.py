@@ -99,6 +99,8 @@ class Walk:
         elif kind in ("ReLU", "Activation", "Softmax"):
             self.values[name] = self._activation(kind, label, config, value)
         elif kind == "ZeroPadding2D":
+            if value.pads:
+                raise self.fail(f"{label} pads what is padded already")
             self.values[name] = _Value(value.source, value.stage, _pads(config.get("padding"), self, label), value.pooled)
         elif kind == "Add":
             sources = tuple(self._read(self.values[i], label) for i in inputs)
@@ -184,8 +186,13 @@ class Walk:
         self.seen[value.source].activation = function
         return _Value(value.source, 2, pooled=value.pooled)
 
-    def finish(self) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
-        """(layers, input shape, {'epsilon', 'momentum'}), once whoever reads a layer reads all of it: not what is before its activation."""
+    def finish(self, output: str | None = None) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
+        """(layers, input shape, {'epsilon', 'momentum'}), once whoever reads a layer reads all of it: not what is before its activation.
+
+        output: name of the layer whose value the network gives; where a file says it, it must be the last one.
+        """
+        if output is not None and (output not in self.values or self._read(self.values[output], "its output") != len(self.seen) - 1):
+            raise self.fail("its output is not what its last layer computes")
         for source, stages in self.read_at.items():
             if source == IMAGE:
                 continue
