@@ -290,3 +290,11 @@ def usual_recipe(architecture: str, arguments: dict[str, Any], notes: list[str])
         return Recipe(height, width, (0.0,) * 3, (255.0,) * 3, "squash")
     notes.append(f"preprocessing assumed: pixels / 127.5 - 1, centre crop 0.875, as Keras and TensorFlow train MobileNets{OVERRIDE}")
     return Recipe(height, width)
+
+
+def torch_recipe(arguments: dict[str, Any], notes: list[str]) -> Recipe:
+    """The preprocessing of networks trained with PyTorch (torchvision's constants), for files that do not say; notes that it was assumed."""
+    height, width, _ = arguments["input_shape"]
+    notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains networks{OVERRIDE}")
+    mean, std = (tuple(round(255 * v, 3) for v in values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return Recipe(height, width, mean, std)  # type: ignore[arg-type]
