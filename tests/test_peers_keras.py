@@ -43,7 +43,9 @@ def keras_twin(architecture, dtype):
         )  # fmt: skip
     finally:
         keras.config.set_dtype_policy("float32")
-    graph = build(architecture, input_shape=[size, size, 3], classes=CLASSES if architecture == "vgg16" else None, **arguments).initialise(1)
+    graph = build(architecture, input_shape=[size, size, 3], classes=CLASSES if architecture == "vgg16" else None, **arguments).initialise(
+        1
+    )
     rng = np.random.default_rng(3)
     for params in graph.params.values():
         for part, array in params.items():
@@ -77,12 +79,14 @@ def test_logits_are_those_of_keras(architecture):
     ("architecture", "training"),
     [pytest.param(n, b, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS for b in (True, False) if b or n != "vgg16"],
 )
-def test_gradients_of_all_parameters_are_those_of_keras(architecture, training):
-    """In float64, where a deep network's rounding does not hide a mistake.
+def test_gradients_of_all_parameters_are_those_of_keras(architecture, training, monkeypatch):
+    """In float64, since rounding to float32 switches ReLUs on and off, and one in a hundred gradients of a deep network is another then.
 
     training False: every BatchNorm is frozen and runs on stored statistics, everything else trains.
     """
     torch = pytorch()
+    dtypes = pytest.importorskip("keras.src.backend.common.dtypes")
+    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")  # Keras' dense layers and sums would be float32
     model, graph = keras_twin(architecture, np.float64)
     for node in graph.nodes:
         if isinstance(node.layer, BatchNorm) and not training:
@@ -107,4 +111,4 @@ def test_gradients_of_all_parameters_are_those_of_keras(architecture, training):
     print(f"{architecture} training {training}: {len(found)} arrays, largest {errors[worst]:.1e} in {worst}")
     frozen = [] if training else [n.name for n in graph.nodes if isinstance(n.layer, BatchNorm)]
     assert {node for node, _ in found} == {node for node, _ in expected} - set(frozen)
-    assert errors[worst] < 1e-7
+    assert errors[worst] < 1e-8
