@@ -293,8 +293,8 @@ def usual_recipe(architecture: str, arguments: dict[str, Any], notes: list[str])
 
 
 def torch_recipe(arguments: dict[str, Any], notes: list[str]) -> Recipe:
-    """The preprocessing of networks trained with PyTorch (torchvision's constants), for files that do not say; notes that it was assumed."""
+    """The preprocessing of networks trained with PyTorch (torchvision's constants), for files that do not say; notes the assumption."""
     height, width, _ = arguments["input_shape"]
-    notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains networks{OVERRIDE}")
+    notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains{OVERRIDE}")
     mean, std = (tuple(round(255 * v, 3) for v in values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return Recipe(height, width, mean, std)  # type: ignore[arg-type]
