@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from ..errors import MinitlError
 from ..files import printable
-from . import hdf5, keras_h5, tflite, tflite_float
+from . import hdf5, keras_h5, onnx, tflite, tflite_float
+from .beside import Beside
 from .names import Imported
 
 __all__ = ["Imported", "file_bytes", "in_plain_words", "read"]
@@ -31,8 +32,11 @@ def read(path: str | os.PathLike[str]) -> Imported:
     """The network in a .h5 or .tflite file, whatever its name ends with. Raises MinitlError for anything else, or damaged."""
     data = file_bytes(path)
     name = printable(Path(path).name)
-    imported = in_plain_words(_convert, data, name)
+    beside = Beside(path, LARGEST_FILE)
+    imported = in_plain_words(lambda data, name: _convert(data, name, beside), data, name)
     imported.provenance.update(file=name, sha256=hashlib.sha256(data).hexdigest())
+    if beside.files:
+        imported.provenance["beside"] = beside.sums
     return imported
 
 
@@ -45,11 +49,13 @@ def in_plain_words(reader: Callable[[bytes, str], Result], data: bytes, name: st
         raise MinitlError(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " ...") from None
 
 
-def _convert(data: bytes, name: str) -> Imported:
+def _convert(data: bytes, name: str, beside: Beside) -> Imported:
     if data.startswith(hdf5.SIGNATURE):
         return keras_h5.convert(data, name)
     if data[4:8] == tflite.SIGNATURE:
         return tflite_float.convert(data, name)
+    if onnx.is_model(data):
+        return onnx.convert(data, name, beside)
     kind = next((kind for start, kind in KNOWN.items() if data.startswith(start)), f"a file that begins with {data[:8]!r}")
     raise MinitlError(f"cannot read {name}: expected Keras' .h5 or a .tflite file, found {kind}")
 
