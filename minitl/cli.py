@@ -154,6 +154,7 @@ def command_train(arguments: argparse.Namespace) -> int:
             freeze=arguments.freeze,
             fine_tune=arguments.fine_tune,
             hidden=arguments.hidden,
+            cut=arguments.cut,
             cache=cache_of(arguments),
             notify=notify_of(console),
             augment=augment,
@@ -994,6 +995,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         )
         head = train.add_argument_group("the classifier")
         head.add_argument("--hidden", type=units, metavar="N[,N]", default=(), help="hidden layers of N units before it (default: none)")
+        head.add_argument("--cut", metavar="LAYER", help="end the backbone at this layer and classify what it gives, pooled (default: its end)")
         head.add_argument("--dropout", type=float, metavar="P", help="share of the features left out in every step (0)")
         head.add_argument(
             "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"

@@ -224,17 +224,23 @@ class Model:
         origin = self.provenance.get("backbone", self.provenance)
         return "training" in self.provenance or not str(origin.get("source", "") if isinstance(origin, dict) else "").startswith("random")
 
-    def replace_head(self, classes: Sequence[str], seed: int = 0, dropout: float = 0.0, hidden: Sequence[int] = ()) -> Model:
+    def replace_head(
+        self, classes: Sequence[str], seed: int = 0, dropout: float = 0.0, hidden: Sequence[int] = (), cut: str | None = None
+    ) -> Model:
         """A new model with the same backbone and a fresh classifier for these classes; its numbers are drawn from the seed.
 
         hidden: units of layers with ReLU between the features and the classifier. dropout: rate before each layer of the head.
+        cut: the layer where the backbone ends from now on, and the features are taken.
         """
         if len(classes) < 2 or len(set(classes)) != len(classes):
             raise MinitlError(f"a classifier needs at least two different classes, found {', '.join(classes) or 'none'}")
         arguments = self.arguments | {"classes": len(classes), "dropout": dropout, "hidden": list(hidden)}
+        arguments |= {} if cut is None else {"cut": cut}
         graph = build(self.architecture, **arguments).initialise(seed)
-        for name in graph.match(".." + self.feature_node):
+        for name in graph.match(".." + feature_node(self.architecture, **arguments)):
             if name in graph.params:
+                if name not in self.graph.params:
+                    raise MinitlError(f"these weights end at {self.arguments['cut']!r} and lack {name!r}: cut at a layer that they have")
                 graph.params[name] = self.graph.params[name]
         provenance = {"backbone": self.provenance}
         return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), calibration={}, frozen={},
@@ -559,14 +565,14 @@ def load(path: str | Path) -> Model:
     return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance))
 
 
-RANDOM = re.compile(r"random:(\w+?)_([0-9]*\.?[0-9]+)_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
+RANDOM = re.compile(r"random:(\w+?)(?:_([0-9]*\.?[0-9]+))?_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 
 
 def find(name: str, seed: int = 0) -> Model:
     """A model by file or by name.
 
     'random:mobilenet_v1_0.25_96' is that network at 96x96 with weights drawn from the seed, for training from
-    scratch.
+    scratch; 'random:inception_v3_139' has alpha 1.
     """
     if os.path.exists(name) or not name.startswith("random:"):
         return load(name)
@@ -574,7 +580,7 @@ def find(name: str, seed: int = 0) -> Model:
     if not match:
         raise MinitlError(f"{name!r} is no network: expected random:NETWORK_ALPHA_SIZE such as random:mobilenet_v1_0.25_96")
     height, width = int(match[3]), int(match[4] or match[3])
-    return random_backbone(match[1], {"alpha": float(match[2]), "input_shape": [height, width, 3]}, Recipe(height, width), name, seed)
+    return random_backbone(match[1], {"alpha": float(match[2] or 1), "input_shape": [height, width, 3]}, Recipe(height, width), name, seed)
 
 
 def random_backbone(architecture: str, arguments: dict[str, Any], recipe: Recipe, source: str, seed: int = 0) -> Model:

@@ -187,6 +187,7 @@ def train(
     fine_tune: str | None = None,
     hidden: Sequence[int] = (),
     dropout: float = 0.0,
+    cut: str | None = None,
     **options: Any,
 ) -> Run:
     """Train a new classifier, and as much of the backbone as is asked for, on a folder of photos.
@@ -194,7 +195,7 @@ def train(
     photos: PHOTOS/CLASS/*, or with train and val above. val: a share as text ('0.2'), or another folder.
     freeze: as Model.freeze, or 'auto'.
     fine_tune: as Model.unfreeze: the classifier first, then this, too; what `freeze` says beside 'all' stays frozen all the same.
-    hidden, dropout: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
+    hidden, dropout, cut: as Model.replace_head. The rest as in fit(). Raises MinitlError for anything wrong with the photos.
     """
     known = [field.name for field in fields(Settings)]
     if unknown := sorted(options.keys() - {*known, *inspect.signature(fit).parameters}):
@@ -204,7 +205,7 @@ def train(
     auto = freeze == "auto"
     if auto and fine_tune is not None:
         raise MinitlError("freeze='auto' decides how much to fine-tune: leave fine_tune out")
-    model = backbone.replace_head(listing.classes, options.get("seed", 0), dropout, hidden)
+    model = backbone.replace_head(listing.classes, options.get("seed", 0), dropout, hidden, cut)
     model.freeze("all" if auto or fine_tune is not None else freeze)
     if fine_tune is not None:
         model.unfreeze(fine_tune)
