@@ -309,7 +309,7 @@ def test_networks_without_depthwise_convolutions_are_called_other_networks(tmp_p
     x = file.tensor([1, 64, 64, 3])
     kernel = file.constant(np.ones((4, 3, 3, 3), np.float32))
     file.outputs = [file.operator("CONV_2D", [x, kernel], [1, 64, 64, 4], (1, {1: ("i", 1), 2: ("i", 1)}))]
-    with pytest.raises(MinitlError, match=r"x.tflite is another network: it has 0 depthwise convolutions .mobilenet_v1 has 13"):
+    with pytest.raises(MinitlError, match=r"x.tflite is another network: it has 0 depthwise and 1 other convolutions .mobilenet_v1 has 13"):
         read(tmp_path, file)
 
 

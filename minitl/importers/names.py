@@ -10,25 +10,29 @@ only similar would run without an error and be wrong. Left out: anything about a
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..architectures import ARCHITECTURES, build, complete
+from ..architectures import ARCHITECTURES, build, complete, parameters
 from ..errors import MinitlError
 from ..geometry import Pair, resolve
 from ..graph import INPUT, Graph
 from ..images import Recipe
-from ..layers import Add, BatchNorm, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, Layer, ReLU, ReLU6
+from ..layers import Add, AveragePool, BatchNorm, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, Layer, MaxPool, ReLU, ReLU6
 
 IMAGE = -1
 """The network's input in `Seen.inputs`."""
-ABSENT = "(not in the file: zeros)"
+ABSENT = {"bias": "(not in the file: zeros)", "gamma": "(not in the file: ones)"}
+SIZES = (96, 128, 160, 192, 224, 256, 299)  # the published inputs; part of the official file names
 ALPHAS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # published widths; others are tried after these
 OVERRIDE = " (the file does not say; to use another, replace `recipe` of what importers.read returns)"
 OLD_NAMES = {"Logits": "predictions"}  # Keras' names of before 2019 -> ours
+TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # 255 * (.485, .456, .406) and 255 * (.229, .224, .225)
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 ACTIVATIONS: dict[type[Layer], str] = {ReLU: "relu", ReLU6: "relu6"}
 WORDS: dict[type[Layer], str] = {
@@ -37,6 +41,9 @@ WORDS: dict[type[Layer], str] = {
     Dense: "a dense layer",
     Add: "a sum of two",
     GlobalAveragePool: "a global average pool",
+    MaxPool: "a max pool",
+    AveragePool: "an average pool",
+    Concat: "images side by side",
 }
 
 
@@ -47,7 +54,7 @@ class Imported:
     architecture, arguments: for architectures.build. arrays: float32, {'node/name': array}, complete for that network. classes: names of
     the outputs if the file has them. provenance: format, file, sha256, notes (what was assumed, in sentences).
     mapping: (what the file calls a tensor, our 'node/array'), in the network's order; what the file lacks and may lack stands there as
-    ABSENT. unused: what the file calls the tensors that have no place in the network, and are none of its weights.
+    one of ABSENT. unused: what the file calls the tensors that have no place in the network, and are none of its weights.
     """
 
     architecture: str
@@ -74,9 +81,9 @@ class Seen:
     """A layer that a file holds, with its bias, its BatchNorm and its activation. None: the file does not tell.
 
     label: what the file calls it, for errors. inputs: indices into the list of Seen, or IMAGE; where the first layer
-    has None, the list has no sums. window: of a pool (None: global).
-    padding: 'same', 'valid', or four numbers. activation: 'linear', 'relu', 'relu6'. norm: the four arrays of NORM, or {}.
-    names: what the file calls its arrays, {'kernel', 'bias' or one of NORM: name}; for those that are missing here, label and part.
+    has None, only layers with kernels are compared. window: of a pool (None: global).
+    padding: 'same', 'valid', or four numbers. activation: 'linear', 'relu', 'relu6'. norm: the arrays of NORM (gamma may be missing) or {}.
+    names: what the file calls its arrays, {'kernel', 'bias' or one of NORM: name}; else label and part.
     """
 
     label: str
@@ -106,6 +113,7 @@ class Step:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]  # of its first input
     norm: str | None = None
+    norm_parts: tuple[str, ...] = ()
     activation: str = "linear"
 
     @property
@@ -121,7 +129,7 @@ def steps(graph: Graph) -> list[Step]:
     for node in graph.nodes:
         first = source[node.inputs[0]]
         if isinstance(node.layer, BatchNorm):
-            found[first].norm = node.name
+            found[first].norm, found[first].norm_parts = node.name, tuple(node.layer.param_shapes((1,)))
         elif type(node.layer) in ACTIVATIONS:
             found[first].activation = ACTIVATIONS[type(node.layer)]
         elif type(node.layer) in WORDS:
@@ -135,21 +143,32 @@ def _most(seen: Iterable[Seen], kind: type[Layer]) -> int:
     return sum(s.kind is kind for s in seen)
 
 
+@functools.cache
+def _counts(architecture: str) -> tuple[int, int]:
+    """(depthwise, other) convolutions of a network without its classifier."""
+    kinds = [type(step.layer) for step in steps(build(architecture, classes=None))]
+    return kinds.count(DepthwiseConv2D), kinds.count(Conv2D)
+
+
 def recognise(seen: list[Seen], what: str) -> str:
-    """The network that has as many depthwise convolutions as the file. `what` names the file in errors."""
-    found = _most(seen, DepthwiseConv2D)
-    expected = {name: sum(type(s.layer) is DepthwiseConv2D for s in steps(build(name))) for name in ARCHITECTURES}
-    for name, count in expected.items():
-        if count == found:
+    """The network that has as many convolutions as the file. `what` names the file in errors.
+
+    Depthwise ones tell it: one of the others may be the classifier, and which is wrong is better said by the comparison.
+    """
+    depthwise, others = _most(seen, DepthwiseConv2D), _most(seen, Conv2D)
+    for name in ARCHITECTURES:
+        expected = _counts(name)
+        if depthwise == expected[0] and (depthwise or others == expected[1]):
             return name
-    known = ", ".join(f"{name} has {count}" for name, count in expected.items())
-    raise MinitlError(f"{what} is another network: it has {found} depthwise convolutions ({known})")
+    known = ", ".join("{} has {} and {}".format(name, *_counts(name)) for name in ARCHITECTURES)
+    raise MinitlError(f"{what} is another network: it has {depthwise} depthwise and {others} other convolutions ({known})")
 
 
-def _alpha(architecture: str, seen: list[Seen], arguments: dict[str, Any]) -> float:
+def _alpha(architecture: str, convolutions: list[Seen], arguments: dict[str, Any]) -> float:
     """The width multiplier that gives the most layers their number of channels; a published one if possible."""
-    widest = [s.channels for s in seen if s.kind is DepthwiseConv2D][-1]
-    at_1 = [s.kernel_shape for s in steps(build(architecture, **arguments)) if type(s.layer) is DepthwiseConv2D][-1]
+    kind = DepthwiseConv2D if _most(convolutions, DepthwiseConv2D) else Conv2D
+    widest = [s.channels for s in convolutions if s.kind is kind][-1]
+    at_1 = [s.kernel_shape for s in steps(build(architecture, **arguments)) if type(s.layer) is kind][-1]
     assert at_1 is not None
     ratio = widest / at_1[-1]
     guesses = [*ALPHAS, ratio, *(round(ratio + d / 100, 2) for d in (0, 1, -1, 2, -2, 3, -3))]
@@ -158,7 +177,7 @@ def _alpha(architecture: str, seen: list[Seen], arguments: dict[str, Any]) -> fl
         if not (0.05 <= alpha <= 4 and abs(alpha - ratio) < 0.1):
             continue
         expected = [s.layer.output_shape(s.shape)[-1] for s in steps(build(architecture, **arguments, alpha=alpha)) if s.kernel_shape]
-        same = sum(a == s.channels for a, s in zip(expected, (s for s in seen if s.channels), strict=False))
+        same = sum(a == s.channels for a, s in zip(expected, convolutions, strict=False))
         if same > most:
             best, most = alpha, same
     return best
@@ -171,36 +190,44 @@ def fit(seen: list[Seen], what: str, input_shape: tuple[int, int, int], paddings
     reader knows (epsilon, momentum). Raises MinitlError naming the first layer that no network of ours has in that place.
     """
     architecture = recognise(seen, what)
-    if seen[-1].kind is Conv2D and not _most(seen, GlobalAveragePool):  # features before pooling: we pool
+    takes = parameters(architecture)
+    if not _most(seen, GlobalAveragePool) and not _most(seen, Dense):  # features before pooling: we pool
         seen = [*seen, Seen("the end", GlobalAveragePool, (len(seen) - 1,))]
     convolutions = [s for s in seen if s.kind in (Conv2D, DepthwiseConv2D)]
-    last = seen[-1]
-    classes = last.channels if last.kind in (Dense, Conv2D) else None
-    if classes is not None and last in convolutions:  # Keras' V1 classifies with a 1x1 convolution
-        convolutions.remove(last)
-    arguments: dict[str, Any] = {
+    dense = [s for s in seen if s.kind is Dense]
+    if seen[-1] in convolutions:  # Keras' V1 classifies with a 1x1 convolution
+        dense.append(convolutions.pop())
+    given: dict[str, Any] = {}
+    if "top" in takes and dense and dense[0].kernel is not None and len(dense[0].kernel) != convolutions[-1].channels:
+        given["top"], dense = True, dense[2:]
+    given |= {
         "input_shape": list(input_shape),
-        "classes": classes,
+        "classes": dense[-1].channels if dense else None,
+        "hidden": [s.channels for s in dense[:-1]],
         "activation": convolutions[0].activation if convolutions[0].activation in ("relu", "relu6") else "relu6",
         "batch_norm": bool(convolutions[0].norm),
         "use_bias": bool(convolutions[0].norm) and convolutions[0].bias is not None,
         **known,
     }
+    arguments = {name: value for name, value in given.items() if name in takes}
     try:
-        arguments["alpha"] = _alpha(architecture, seen, arguments)
+        arguments["alpha"] = _alpha(architecture, convolutions, arguments)
     except MinitlError as problem_found:
         raise MinitlError(f"{what} cannot be used: {problem_found}") from None
+    if seen[0].inputs is None:
+        seen = [s for s in seen if s.kernel is not None]
     problem: MinitlError | None = None
     for padding in paddings:
-        graph = build(architecture, **arguments, padding=padding)
-        expected = [s for s in steps(graph) if seen[0].inputs is not None or type(s.layer) is not Add]
+        chosen = {**arguments, "padding": padding} if "padding" in takes else arguments
+        graph = build(architecture, **chosen)
+        expected = [s for s in steps(graph) if seen[0].inputs is not None or s.kernel_shape]
         try:
             arrays, mapping = _match(seen, expected, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
         except _PaddingError as error:
             problem = problem or MinitlError(str(error))
             continue
         _check_numbers(arrays, what)
-        return Fitted(architecture, complete(architecture, {**arguments, "padding": padding}), graph.load(arrays).arrays(), mapping)
+        return Fitted(architecture, complete(architecture, chosen), graph.load(arrays).arrays(), mapping)
     assert problem is not None
     raise problem
 
@@ -225,7 +252,8 @@ def _match(seen: list[Seen], expected: list[Step], refusal: str) -> tuple[dict[s
             raise MinitlError(f"{refusal}: {s.label} is {WORDS[kind]}, expected {WORDS[type(step.layer)]} ({step.name})")
         if kernel is not None and kernel.shape != step.kernel_shape:
             raise MinitlError(differs("a kernel of shape", kernel.shape, step.kernel_shape))
-        if s.inputs is not None and sorted(s.inputs) != sorted(step.inputs):
+        reads, needs_read = (s.inputs, step.inputs) if kind is Concat else (sorted(s.inputs or ()), sorted(step.inputs))
+        if s.inputs is not None and reads != needs_read:
             names = [seen[i].label if i != IMAGE else "the image" for i in s.inputs]
             needs = [seen[i].label if i != IMAGE else "the image" for i in step.inputs]
             raise MinitlError(f"{refusal}: {s.label} reads {' and '.join(names)}, {step.name} needs {' and '.join(needs)}")
@@ -233,7 +261,9 @@ def _match(seen: list[Seen], expected: list[Step], refusal: str) -> tuple[dict[s
             raise MinitlError(differs("the activation", s.activation, step.activation))
         if type(step.layer) is GlobalAveragePool and s.window not in (None, step.shape[:2]):
             raise MinitlError(differs("a window of", s.window, f"all of {step.shape[:2]}"))
-        if isinstance(step.layer, (Conv2D, DepthwiseConv2D)):
+        if isinstance(step.layer, (Conv2D, DepthwiseConv2D, MaxPool, AveragePool)):
+            if s.window is not None and s.window != step.layer.window:
+                raise MinitlError(differs("a window of", s.window, step.layer.window))
             if s.strides is not None and s.strides != step.layer.strides:
                 raise MinitlError(differs("strides", s.strides, step.layer.strides))
             if s.padding is not None:
@@ -241,24 +271,34 @@ def _match(seen: list[Seen], expected: list[Step], refusal: str) -> tuple[dict[s
                 pads, needs_pads = resolve(s.padding, h, w, step.layer.window, step.layer.strides), step.layer.pads(step.shape)
                 if pads != needs_pads:
                     raise _PaddingError(differs("padding (top, bottom, left, right)", pads, needs_pads))
-        parts: dict[str, np.ndarray | None] = {} if kernel is None else {f"{step.name}/kernel": kernel}
-        needs_parts = set(step.layer.param_shapes(step.shape))
-        if "bias" in needs_parts and kernel is not None:
-            parts[f"{step.name}/bias"] = np.zeros(s.channels, np.float32) if s.bias is None and not step.norm else s.bias
-        elif s.bias is not None:
-            raise MinitlError(f"{refusal}: {s.label} has a bias, {step.name} has none")
         if bool(step.norm) != bool(s.norm):
             raise MinitlError(
                 f"{refusal}: {s.label} has {'a' if s.norm else 'no'} BatchNorm, {step.name} has {'one' if step.norm else 'none'}"
             )
-        parts.update({f"{step.norm}/{name}": s.norm[name] for name in s.norm})
-        for name, array in parts.items():
-            if array is None:
+        if wrong := [array.shape for array in s.norm.values() if array.shape != (s.channels,)]:
+            raise MinitlError(differs("a BatchNorm of shape", wrong[0], (s.channels,)))
+        norm, bias = dict(s.norm), s.bias
+        sources = {part: s.names.get(part, f"{s.label}: {part}") for part in ("kernel", "bias", *NORM)}
+        if kernel is not None and "gamma" in norm and "gamma" not in step.norm_parts:  # gamma (Wx - m) / s = (gamma Wx - gamma m) / s
+            gamma = norm.pop("gamma")
+            kernel, norm["moving_mean"] = kernel * gamma, norm["moving_mean"] * gamma
+            bias = None if bias is None else bias * gamma
+            mapping.append((sources["gamma"], f"{step.name}/kernel"))
+        if "gamma" in step.norm_parts and "gamma" not in norm:
+            norm["gamma"], sources["gamma"] = np.ones(s.channels, np.float32), ABSENT["gamma"]
+        if kernel is not None and "bias" in step.layer.param_shapes(step.shape):
+            if bias is None and step.norm:
                 raise MinitlError(f"{refusal}: {s.label} has no bias, {step.name} needs one")
-            arrays[name] = array
-            part = name.rpartition("/")[2]
-            given = s.bias is not None if part == "bias" else True
-            mapping.append((s.names.get(part, f"{s.label}: {part}") if given else ABSENT, name))
+            if bias is None:
+                bias, sources["bias"] = np.zeros(s.channels, np.float32), ABSENT["bias"]
+        elif bias is not None:
+            raise MinitlError(f"{refusal}: {s.label} has a bias, {step.name} has none")
+        own = {"kernel": kernel, "bias": bias}
+        for node, parts in ((step.name, own), (step.norm, {part: norm[part] for part in NORM if part in norm})):
+            for part, array in parts.items():
+                if array is not None:
+                    arrays[f"{node}/{part}"] = array
+                    mapping.append((sources[part], f"{node}/{part}"))
     if len(seen) != len(expected):
         extra = (
             f"{seen[len(expected)].label} follows where it ends" if len(seen) > len(expected) else f"{expected[len(seen)].name} is missing"
@@ -282,6 +322,16 @@ def is_visual_wake_words(architecture: str, arguments: dict[str, Any]) -> bool:
     return architecture == "mobilenet_v1" and arguments["activation"] == "relu" and arguments["classes"] == 2
 
 
+def size_from_name(what: str, usual: int, notes: list[str]) -> tuple[int, int]:
+    """Height and width from a file name such as mobilenet_2_5_224_tf_no_top.h5, ..._r224_in1k or mobilenetv2_96x96-ff0e83d8.pth."""
+    for text in re.findall(r"(?<![0-9a-z.])r?(\d{2,3})(?:x\1)?(?![0-9a-z])", what.lower()):
+        if int(text) in SIZES:
+            notes.append(f"input size {text} x {text} taken from the file's name")
+            return int(text), int(text)
+    notes.append(f"input size {usual} x {usual} assumed: neither the file nor its name says it")
+    return usual, usual
+
+
 def usual_recipe(architecture: str, arguments: dict[str, Any], notes: list[str]) -> Recipe:
     """The preprocessing of networks trained with Keras or TensorFlow, for files that do not say; appends a note that it was assumed."""
     height, width, _ = arguments["input_shape"]
@@ -296,5 +346,4 @@ def torch_recipe(arguments: dict[str, Any], notes: list[str]) -> Recipe:
     """The preprocessing of networks trained with PyTorch (torchvision's constants), for files that do not say; notes the assumption."""
     height, width, _ = arguments["input_shape"]
     notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains{OVERRIDE}")
-    mean, std = (tuple(round(255 * v, 3) for v in values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return Recipe(height, width, mean, std)  # type: ignore[arg-type]
+    return Recipe(height, width, TORCH_MEAN, TORCH_STD)
