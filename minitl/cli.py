@@ -739,12 +739,39 @@ def command_convert(arguments: argparse.Namespace) -> int:
     check_output(Path(arguments.output), arguments.foreign)
     loaded = load(arguments.foreign)
     loaded.note(**{key: value for key in ("source", "licence") if (value := getattr(arguments, key))})
+    proved = attach_golden(loaded, arguments) if arguments.golden else ""
     digest = loaded.save(arguments.output)
     count = sum(array.size for array in loaded.graph.arrays().values())
     print(f"written: {arguments.output}: {loaded.architecture}, {count:,} parameters, content hash {digest[:16]}")
     for note in loaded.provenance.get("notes", []):
         print(f"  note: {note}")
+    if proved:
+        print(f"  golden answer: {proved}")
     return 0
+
+
+def attach_golden(loaded: Model, arguments: argparse.Namespace) -> str:
+    """--golden FILE, kept with the weights if they answer as it says; in words. MinitlError, with the likeliest cause, if they do not."""
+    from .golden import MOST_BYTES
+    from .weights import unpack
+
+    name = printable(arguments.golden)
+    try:
+        if not os.path.isfile(arguments.golden) or os.path.getsize(arguments.golden) > 2 * MOST_BYTES:
+            raise MinitlError(f"--golden {name} is no file, or has more than {2 * MOST_BYTES:,} bytes; expected {GOLDEN_FILE}")
+        arrays = unpack(Path(arguments.golden).read_bytes(), name)
+    except OSError as error:
+        raise MinitlError(f"--golden {name} cannot be read ({error.strerror}); expected {GOLDEN_FILE}") from None
+    if set(arrays) != {"input", "output"}:
+        raise MinitlError(f"--golden {name} holds {', '.join(sorted(arrays))[:100] or 'nothing'}; expected {GOLDEN_FILE}")
+    found = loaded.with_golden(arrays["input"], arrays["output"], tolerance=arguments.tolerance).check()
+    assert found is not None
+    if not found.good:
+        raise MinitlError(f"{printable(arguments.foreign)} {found.sentence()}; nothing was written")
+    return found.sentence()
+
+
+GOLDEN_FILE = "an .npz of input (N, H, W, 3) and output (N, ...), as np.savez writes it"
 
 
 def command_weights(arguments: argparse.Namespace) -> int:
@@ -817,9 +844,15 @@ def command_info(arguments: argparse.Namespace) -> int:
 
     loaded = load(arguments.file)
     facts = describe(loaded)
+    found = loaded.check() if arguments.check else None
+    if arguments.check:
+        facts["check"] = found.to_dict() if found else None
     if arguments.json:
         print_json(facts)
-        return 0
+        return 0 if found is None or found.good else 1
+    if arguments.check:
+        print(f"{printable(arguments.file)}: {found.sentence() if found else NO_GOLDEN}")
+        return 0 if found is None or found.good else 1
     print(f"{'layer':<32} {'type':<18} {'output':<14} {'parameters':>10} {'MACs':>12}  frozen")
     for row in facts["layers"]:
         shape = "x".join(map(str, row["output"]))
@@ -828,6 +861,11 @@ def command_info(arguments: argparse.Namespace) -> int:
     for key in ("arguments", "recipe", "classes", "calibrated", "sha256", "provenance"):
         print_facts(key, facts[key])
     return 0
+
+
+NO_GOLDEN = (
+    "it keeps no answer of the framework that it comes from, so there is nothing to compare with; `minitl convert --golden` adds one"
+)
 
 
 def print_facts(key: str, value: Any, indent: str = "") -> None:
@@ -1083,6 +1121,10 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         one.add_argument("-o", "--output", metavar="weights.npz", required=True)
         one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
         one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
+        one.add_argument("--golden", metavar="FILE", help=GOLDEN_HELP)
+        one.add_argument(
+            "--tolerance", type=share, metavar="T", default=1e-3, help="of --golden, as a share of the largest number of output (0.001)"
+        )
 
     if one := command("weights", command_weights, "list pretrained networks that their makers publish, or fetch one", WEIGHTS_DETAILS):
         one.usage = "minitl weights [WORD] [--json]\n       minitl weights pull NAME [--to FILE] [--json]"
@@ -1093,6 +1135,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
 
     if one := command("info", command_info, "show layers, shapes, work, preprocessing and origin of a weights file", INFO_DETAILS):
         one.add_argument("file", metavar="FILE")
+        one.add_argument("--check", action="store_true", help="compute the answer that the file keeps of its maker's framework anew")
         one.add_argument("--json", action="store_true")
 
     if one := command("vectors", command_vectors, "write inputs and exact answers, to test your own firmware with", VECTORS_DETAILS):
@@ -1138,7 +1181,10 @@ RAM and flash are exact; instructions are counted with arm-none-eabi-gcc and qem
 flash: bytes of kernels, biases, factors and shapes; RAM: bytes of the arena that the layer may not lose; instructions: those of one run,
 divided as in a second run with a hook after every layer; dB: signal to noise, int8 against float (for models that minitl trained).
 """
-INFO_DETAILS = "Reads foreign files, too. A frozen layer was left as it was in the last training."
+INFO_DETAILS = """\
+Reads foreign files, too. A frozen layer was left as it was in the last training. --check says whether the network computes what its maker's
+framework did, and where not, which of the usual mistakes would explain it; exit code 1 where not.
+"""
 TRAIN_DETAILS = """\
 The backbone stays as it is; its features are computed once per photo and kept in a cache, a new softmax classifier is trained on
 them, and the validation photos decide when to stop. With --fine-tune more is trained after that, with a small rate and with photos that
@@ -1164,6 +1210,10 @@ CONVERT_DETAILS = """\
 The format is found by content. Preprocessing, padding rule, BatchNorm epsilon and class names come from the file where it has them,
 from its maker's documentation where not; what was assumed is printed, and stays in the file.
 """
+GOLDEN_HELP = (
+    "an .npz of two arrays, input (photos in uint8, or what the network takes in float32) and output (what its own framework answered): "
+    "the weights are written only if they answer the same, and keep it for `minitl info --check`"
+)
 WEIGHTS_DETAILS = """\
 Fetched over HTTPS, through the proxy that HTTPS_PROXY names, if any; compared with what its maker states of size and checksum; converted
 as `minitl convert` does, and kept in the platform's cache folder (MINITL_CACHE): a second time needs no network. A download that broke
@@ -1181,6 +1231,14 @@ names.txt   N lines: which photo it was
 neither.bin uint8, N: what NAME_is_neither() must say; only of models that were trained with --neither
 """
 DEMO_DETAILS = "Needs no network, no photos and no weights; a C compiler (cc, gcc or clang) is used if there is one."
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value
 
 
 def units(text: str) -> tuple[int, ...]:

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import weights
+from . import golden, weights
 from .architectures import blocks, build, complete, feature_node
 from .engine import Values
 from .errors import MinitlError
 from .files import printable, write_atomically
 from .folding import fold
+from .golden import TOLERANCE, Finding
 from .graph import Graph
 from .images import PhotoError, Recipe, read_photos
 from .layers import Array, Dense
@@ -244,7 +245,7 @@ class Model:
                 graph.params[name] = self.graph.params[name]
         provenance = {"backbone": self.provenance}
         return Model(replace(self._weights, arguments=arguments, arrays=graph.arrays(), classes=list(classes), calibration={}, frozen={},
-                             provenance=provenance, neither=None))  # fmt: skip
+                             provenance=provenance, neither=None, golden=None))  # fmt: skip
 
     def calibrate(self, pixels: Iterable[Array]) -> Model:
         """Measure what int8 needs to know of all values on photos (H, W, 3) uint8, at best those of the training. Returns self.
@@ -264,6 +265,24 @@ class Model:
             raise MinitlError(f"'neither' is told for {neither.directions.shape} classes and features, the model has {expected}")
         self._weights.neither = neither
         return self
+
+    def with_golden(
+        self, given: Array, answer: Array, framework: str = "", version: str = "", node: str | None = None, tolerance: float = TOLERANCE
+    ) -> Model:
+        """Keep with the weights what the framework that they come from answered, for check(). Returns self.
+
+        given: images (N, H, W, 3) uint8, or (N, H, W, 3) or (N, 3, H, W) float32 as the network takes them; at most 8. answer: the output
+        (N, ...) float32, or its probabilities, or the value of `node`. tolerance: as a share of the largest number of the answer.
+        """
+        self._weights.golden = golden.make(given, answer, self.graph, node, tolerance, framework, version, self.graph.arrays())
+        return self
+
+    def check(self) -> Finding | None:
+        """How what the network computes compares with that answer, and why it differs if it does; None where none was kept."""
+        content = self.content()
+        if content.golden is None:
+            return None
+        return golden.check(content.golden, content.architecture, content.arguments, content.arrays, content.recipe)
 
     def note(self, **facts: Any) -> Model:
         """Add to the provenance. Returns self."""

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from . import golden as goldens
 from . import zips
 from .architectures import build, complete, feature_node
 from .errors import MinitlError
 from .files import printable
+from .golden import Golden
 from .graph import Graph
 from .images import Recipe
 from .neither import LARGEST, Neither, read
@@ -34,6 +36,7 @@ from .quantize import Calibration, Statistics
 
 FORMAT = 1
 JSON_ENTRY, CALIBRATION, NEITHER = "minitl.json", "calibration", "neither/directions"
+GOLDEN = ("golden/input", "golden/output")
 DTYPES = ("<f4", "<f2", "|u1")
 LARGEST_JSON, DEEPEST = 32 << 20, 40
 
@@ -48,6 +51,7 @@ class Weights:
     calibration: statistics of the values of the folded network, or {}: what int8 needs.
     neither: what to call none of the classes, or None.
     provenance: where the numbers come from: source, licence, training, notes; shown by `minitl info`.
+    golden: an input and what the framework that the numbers come from answered, or None.
     """
 
     architecture: str
@@ -59,6 +63,7 @@ class Weights:
     calibration: Calibration = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     neither: Neither | None = None
+    golden: Golden | None = None
 
     def graph(self) -> Graph:
         """The network with these weights and this freeze mask. Raises MinitlError where they do not fit each other."""
@@ -78,6 +83,7 @@ class Weights:
             "frozen": {name: True if mask is True else [bool(b) for b in mask] for name, mask in self.frozen.items()},
             "provenance": self.provenance,
             **({"neither": self.neither.facts()} if self.neither else {}),
+            **({"golden": self.golden.facts()} if self.golden else {}),
         }
 
     def entries(self) -> dict[str, np.ndarray]:
@@ -88,6 +94,8 @@ class Weights:
             entries[f"{CALIBRATION}/{name}/mean"] = seen.mean
         if self.neither:
             entries[NEITHER] = (self.neither.directions.astype(np.int16) + LARGEST).astype(np.uint8)
+        if self.golden:
+            entries |= zip(GOLDEN, (self.golden.input, self.golden.output), strict=True)
         return entries
 
     def content_hash(self) -> str:
@@ -215,6 +223,7 @@ def parse(data: bytes | memoryview, what: str) -> Weights:
     if said != found:
         said = printable(str(said)[:12])
         raise MinitlError(f"{what}: the content hash is {found[:12]}..., the file says {said}...: it was damaged or changed")
+    given, answer = (None if array is None else np.array(array) for array in (arrays.pop(name, None) for name in GOLDEN))
     block = np.empty(sum(array.size for array in arrays.values()), np.float32)  # a large one costs less than many small ones
     floats, end = {}, 0
     for name, array in arrays.items():
@@ -236,6 +245,11 @@ def parse(data: bytes | memoryview, what: str) -> Weights:
             weights.neither = read(meta.get("neither"), rows, (weights.arguments.get("classes") or 0, shape[0]))
         except ValueError as problem:
             raise MinitlError(f"{what}: what it says about 'neither' does not fit the network ({problem}): the file was changed") from None
+    if "golden" in meta or given is not None or answer is not None:
+        try:
+            weights.golden = goldens.read(meta.get("golden"), given, answer, build(weights.architecture, **weights.arguments))
+        except ValueError as problem:
+            raise MinitlError(f"{what}: its golden answer does not fit the network ({problem}): the file was changed") from None
     return weights
 
 
