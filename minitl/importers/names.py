@@ -180,6 +180,8 @@ def _alpha(architecture: str, convolutions: list[Seen], arguments: dict[str, Any
         same = sum(a == s.channels for a, s in zip(expected, convolutions, strict=False))
         if same > most:
             best, most = alpha, same
+        if same == len(convolutions):  # none can be better; to build a network takes as long as to read a file
+            break
     return best
 
 
