@@ -43,19 +43,18 @@ class Beside:
         # a pipe would wait for its writer; what has become a link since it was looked at is not followed
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
-            if path.is_symlink():
-                raise MinitlError(f"{self.what} needs {shown!r} beside it, which is a link: put the file itself there")
+            if path.is_symlink() or not path.is_file():
+                problem = "a link: put the file itself there" if path.is_symlink() else "no ordinary file" if path.exists() else "not there"
+                raise MinitlError(f"{self.what} needs {shown!r} beside it, which is {problem}")
             with os.fdopen(os.open(path, flags), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise MinitlError(f"{self.what} needs {shown!r} beside it, which is no ordinary file")
+                    raise MinitlError(f"{self.what} needs {shown!r} beside it, which has changed meanwhile")
                 if status.st_size > min(most, self.left):
                     raise MinitlError(
                         f"{self.what} does not fit {shown!r} beside it: that has {status.st_size} bytes, expected at most "
                         f"{min(most, self.left)}; get both again, from the same place"
                     )
                 return file.read(status.st_size)
-        except FileNotFoundError:
-            raise MinitlError(f"{self.what} needs the file {shown!r} beside it, which is not there: put both into one folder") from None
         except OSError as error:
-            raise MinitlError(f"{self.what} needs {shown!r} beside it, which cannot be read: {error.strerror}") from None
+            raise MinitlError(f"{self.what} needs {shown!r} beside it, which cannot be read ({error.strerror})") from None

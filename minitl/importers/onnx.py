@@ -80,8 +80,7 @@ class _Walk:
         self.channels_last, self.bytes = dims[1] != 3, tensor.number(1) == 2
         height, width = dims[1:3] if self.channels_last else dims[2:]
         if min(height, width) <= 0:
-            notes.append(f"input size {SIZE} x {SIZE} assumed: the file leaves it open")
-            height = width = SIZE
+            height, width = names.size_from_name(what, SIZE, notes)
         self.layer("InputLayer", inputs[0].text(1), [], batch_shape=[None, height, width, 3])
         self.last[inputs[0].text(1)] = self.channels_last
 

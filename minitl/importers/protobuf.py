@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import MinitlError
 
-MOST_FIELDS = 1 << 20
-"""Of a whole file: about a second. The networks here have some thousands."""
+MOST_FIELDS = 1 << 18
+"""Of a whole file, which takes half a second. The networks here have some thousands."""
 MOST_VARINTS = 1 << 24
 """Bytes of numbers of varying length in one vector; they take 40 times as much while they are decoded."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
