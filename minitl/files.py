@@ -17,6 +17,9 @@ from typing import Any
 
 from .errors import MinitlError
 
+FOREIGN = "a Keras .h5, a PyTorch .pth, a .safetensors, .onnx or .tflite file"
+"""What importers.read takes, in words."""
+
 
 def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """A path as one line that any output can hold: bytes that are no text, line breaks and the like become question marks."""

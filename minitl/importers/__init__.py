@@ -1,8 +1,9 @@
 """Foreign weights in, ours out: read(path) recognises the format by its first bytes.
 
-Enters: a Keras .h5 file (whole model or weights alone) or a .tflite file (float, or quantised and then dequantised). Leaves: Imported:
-the network, its arrays under our names and in our layouts, its preprocessing, where it came from. Left out: training state, and any
-network that architectures/ does not have. Files are taken as hostile: only MinitlError leaves read().
+Enters: a file of Keras (.h5), PyTorch (.pth, either container), safetensors, ONNX or TensorFlow Lite (float, or quantised and then
+dequantised). Leaves: Imported: the network, its arrays under our names and in our layouts, its preprocessing, where it came from, what the
+file calls each array. Left out: training state, and any network that architectures/ does not have. Files are taken as hostile: only
+MinitlError leaves read().
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from .. import zips
 from ..errors import MinitlError
-from ..files import printable
-from . import hdf5, keras_h5, onnx, tflite, tflite_float
+from ..files import FOREIGN, printable
+from . import hdf5, keras_h5, onnx, safetensors, tflite, tflite_float, torch_files, torch_state
 from .beside import Beside
 from .names import Imported
 
@@ -29,7 +32,7 @@ LONGEST_ERROR = 500
 
 
 def read(path: str | os.PathLike[str]) -> Imported:
-    """The network in a .h5 or .tflite file, whatever its name ends with. Raises MinitlError for anything else, or damaged."""
+    """The network in a file of any format that is read, whatever its name ends with. Raises MinitlError for anything else, or damaged."""
     data = file_bytes(path)
     name = printable(Path(path).name)
     beside = Beside(path, LARGEST_FILE)
@@ -54,17 +57,35 @@ def _convert(data: bytes, name: str, beside: Beside) -> Imported:
         return keras_h5.convert(data, name)
     if data[4:8] == tflite.SIGNATURE:
         return tflite_float.convert(data, name)
+    if data.startswith(b"PK\x03\x04"):
+        return _archive(data, name)
+    if safetensors.is_safetensors(data):
+        arrays, metadata = safetensors.read(data, name)
+        if torch_state.METADATA in metadata:
+            return torch_state.own(arrays, metadata[torch_state.METADATA], name)
+        return torch_state.convert(arrays, [], [], name, "safetensors")
+    if torch_files.is_stream(data):
+        return torch_state.convert(*torch_files.read(data, name), name, "torch")
     if onnx.is_model(data):
         return onnx.convert(data, name, beside)
     kind = next((kind for start, kind in KNOWN.items() if data.startswith(start)), f"a file that begins with {data[:8]!r}")
-    raise MinitlError(f"cannot read {name}: expected Keras' .h5 or a .tflite file, found {kind}")
+    raise MinitlError(f"cannot read {name}: expected {FOREIGN}, found {kind}")
+
+
+def _archive(data: bytes, name: str) -> Imported:
+    """The network in a ZIP archive."""
+    try:
+        inside = [entry for entry, _, _ in zips.entries(memoryview(data))]
+    except (ValueError, struct.error) as problem:
+        raise MinitlError(f"{name} is a damaged ZIP archive ({problem!s:.200}); download or save it again") from None
+    if any(entry.endswith("/data.pkl") for entry in inside):
+        return torch_state.convert(*torch_files.read(data, name), name, "torch")
+    raise MinitlError(f"cannot read {name}: expected {FOREIGN}, found a ZIP archive of {', '.join(inside[:5])}")
 
 
 KNOWN = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
-    b"PK\x03\x04": "a ZIP archive (.keras, .npz and PyTorch's .pth are such): save it as .h5 or .tflite first",
-    b"\x80\x02": "a Python pickle (an old PyTorch file?)",
     b"<": "a web page: the download went wrong",
     b"version https://git-lfs": "a Git LFS pointer instead of the file: fetch it with `git lfs pull`",
 }
@@ -77,7 +98,7 @@ def file_bytes(path: str | os.PathLike[str]) -> bytes:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
-            raise MinitlError(f"cannot read {shown}: it is {what}; give a .h5 or .tflite file")
+            raise MinitlError(f"cannot read {shown}: it is {what}; give {FOREIGN}")
         if not 0 < status.st_size <= LARGEST_FILE:
             raise MinitlError(f"cannot read {shown}: it has {status.st_size} bytes, expected 1 to {LARGEST_FILE}")
         return Path(path).read_bytes()
