@@ -76,6 +76,16 @@ def test_convolutions_of_odd_sizes(size, stride, padding):
     )
 
 
+@pytest.mark.parametrize("width", range(3, 18))
+def test_depthwise_rows_of_any_width(width):
+    nodes = chain(
+        ("d", DepthwiseConv2D((3, 3), (1, 1), "same", use_bias=True), INPUT),
+        ("s", DepthwiseConv2D((3, 3), (2, 2), "same", use_bias=True), "d"),
+        ("t", DepthwiseConv2D((3, 3), (2, 2), "torch", use_bias=True), "d"),
+    )
+    check(made(nodes, (5, width, 9)), wanted=["d", "s", "t"])
+
+
 @pytest.mark.parametrize("channels", [1, 3, 8, 15, 16, 17, 24, 33, 40])
 @pytest.mark.parametrize("width", [4, 6, 9])
 def test_any_number_of_channels(channels, width):

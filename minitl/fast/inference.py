@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+from llvmlite import ir
+
 from ..native import LANES
-from .vectors import F32, VECTOR, Emit, barrier, clear, copy, emitted, kernel, number
+from .vectors import F32, I64, VECTOR, Emit, barrier, clear, copy, emitted, kernel, number
 
 FIELDS = (
     "kind source target height width channels out_height out_width outputs kernel_height kernel_width stride_y stride_x top left "
@@ -133,35 +136,37 @@ def product(rows, columns, a, a_row, segments, a_segment, depth, b, bias, c, c_r
 
 # ---- 3x3 windows: outputs side by side share what their windows share
 
-WEIGHTS_IN_CACHE = 450
-"""Channels whose 3x3 weights fit into half the first-level cache; with more, a depthwise convolution goes panel by panel."""
 
+def _step_by_step(emit: Emit, start: Any, step: Any, count: int) -> list[Any]:
+    """start, start + step, ...; each comes from the one before, which an empty instruction hides from LLVM.
 
-def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: bool = False) -> Any:
-    """Rows first ... first + count - 1 of the outputs of a 3x3 window, `at_once` outputs side by side at a time, all their channels.
-
-    The last outputs of a row may be done twice. channels: 0 where each lane of the input goes into the same lane of the output
-    (depthwise), else so many values of a pixel, each of which goes into every lane. Rows outside of the image, and the one column on
-    either side that may be outside (left, right: 0 or 1), are read from zeros. row, out_row, step, out_step: bytes from one row, or one
-    pixel, to the next; w_step from one weight of a channel to the next. panel_by_panel: all rows for one vector of channels, then for the
-    next, so that the weights stay in registers; else all channels of a pixel, so that the image is read in the order in which it lies.
+    LLVM would keep all of them in registers from one turn of the loop to the next, where there are not enough.
     """
-    columns, taps = stride * (at_once - 1) + 3, max(channels, 1)
+    found, kind = [start], ir.FunctionType(I64, [I64])
+    for _ in range(count - 1):
+        found.append(emit.builder.asm(kind, "", "=r,0", [emit.add(found[-1], step)], False))
+    return found
 
-    @emitted(19)
+
+def _windows_in_rows(sizes: Sequence[int], channels: int, stride: int) -> Any:
+    """Rows first ... first + count - 1 of the outputs of a 3x3 window, all their channels, `size` outputs side by side at a time.
+
+    size: one of `sizes`, at most out_width. The last outputs of a row may be done twice. channels: 0 where each lane of the input goes into
+    the same lane of the output (depthwise), else so many values of a pixel, each of which goes into every lane. Rows outside of the image,
+    and the one column on either side that may be outside (left, right: 0 or 1), are read from zeros. row, out_row, step, out_step: bytes
+    from one row, or one pixel, to the next; w_step from one weight of a channel to the next.
+    """
+
+    @emitted(20)
     def rows(  # type: ignore[no-untyped-def]
-        emit: Emit, panels, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width,
+        emit: Emit, size, panels, first, count, image, height, row, step, top, left, right, zeros, weights, w_step, bias, target, out_width,
         out_row, out_step, bounds,
     ):  # fmt: skip
         builder, low, high = emit.builder, emit.load_splat(bounds), emit.load_splat(emit.add(bounds, 4))
-        inputs, outputs = [emit.mul(step, i) for i in range(columns)], [emit.mul(out_step, i) for i in range(at_once)]
-        groups, last_x = builder.sdiv(emit.add(out_width, at_once - 1), emit.const(at_once)), emit.add(out_width, -at_once)
 
-        def some_panels(shift: Any, panels: Any) -> list[Any]:
-            def weights_from(factors: Any) -> list[Any]:
-                return [emit.load(emit.add(factors, emit.mul(w_step, tap))) for tap in range(9)]
-
-            hoisted = weights_from(emit.add(weights, shift)) if panel_by_panel else []
+        def with_size(size: int) -> None:
+            columns, taps = stride * (size - 1) + 3, max(channels, 1)
+            groups, last_x = builder.sdiv(emit.add(out_width, size - 1), emit.const(size)), emit.add(out_width, -size)
 
             def one_row(index: Any, place: Any) -> list[Any]:
                 y = builder.sub(emit.mul(emit.add(first, index), stride), top)
@@ -169,40 +174,36 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
                 inside = [builder.select(builder.icmp_unsigned("<", y, height), emit.add(image, builder.mul(y, row)), zeros) for y in ys]
 
                 def group(index: Any) -> list[Any]:
-                    x = emit.mul(index, at_once)
+                    x = emit.mul(index, size)
                     x = builder.select(builder.icmp_signed("<", x, last_x), x, last_x)
                     at = builder.mul(builder.sub(emit.mul(x, stride), left), step)
-                    outside = {
-                        0: builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0))),
-                        columns - 1: builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0))),
-                    }
+                    no_first = builder.and_(builder.icmp_signed("==", index, emit.const(0)), builder.icmp_signed("!=", left, emit.const(0)))
+                    no_last = builder.and_(builder.icmp_signed("==", x, last_x), builder.icmp_signed("!=", right, emit.const(0)))
                     bases = [emit.add(base, at) for base in inside]
-                    borders = {
-                        (y, c): builder.select(no, zeros, emit.add(bases[y], inputs[c])) for y in range(3) for c, no in outside.items()
-                    }
+                    firsts = [builder.select(no_first, zeros, base) for base in bases]
+                    lasts = [builder.select(no_last, zeros, emit.add(base, emit.mul(step, columns - 1))) for base in bases]
                     goal = emit.add(place, builder.mul(x, out_step))
 
                     def panel(p: Any) -> list[Any]:
-                        here = emit.add(shift, emit.mul(p, VECTOR))
-                        factors = emit.add(weights, emit.mul(here, 27) if channels else here)
-                        kernel = [] if channels else hoisted or weights_from(factors)
-                        sums = [emit.load(emit.add(bias, here))] * at_once
+                        here = emit.mul(p, VECTOR)
+                        factors, shift = (emit.add(weights, emit.mul(here, 27)), 0) if channels else (emit.add(weights, here), here)
+                        kernel = [] if channels else [emit.load(factor) for factor in _step_by_step(emit, factors, w_step, 9)]
+                        sums = [emit.load(emit.add(bias, here))] * size
                         # In an order in which every input is read once, and one sum after the other gets its turn.
-                        for y, residue, tap in itertools.product(range(3), range(stride), range(taps)):
-                            base = bases[y] if channels else emit.add(bases[y], here)
-                            numbers = {x: (3 * y + x) * taps + tap for x in range(residue, 3, stride)}
-                            factors_now = kernel or {n: emit.load(emit.add(factors, VECTOR * n)) for n in numbers.values()}
-                            for column in range(residue, columns, stride):
-                                source = emit.add(base, inputs[column])
-                                if (y, column) in borders:
-                                    source = borders[y, column] if channels else emit.add(borders[y, column], here)
-                                value = emit.load_splat(emit.add(source, 4 * tap)) if channels else emit.load(source)
-                                for x, tap_number in reversed(numbers.items()):
-                                    u = (column - x) // stride
-                                    if 0 <= u < at_once:
-                                        sums[u] = emit.fma(value, factors_now[tap_number], sums[u])
-                        for u in range(at_once):
-                            emit.store(emit.clamp(sums[u], low, high), emit.add(emit.add(goal, here), outputs[u]))
+                        for y in range(3):
+                            sources = _step_by_step(emit, emit.add(bases[y], shift), step, columns)
+                            sources[0], sources[-1] = emit.add(firsts[y], shift), emit.add(lasts[y], shift)
+                            for residue, tap in itertools.product(range(stride), range(taps)):
+                                numbers = {x: (3 * y + x) * taps + tap for x in range(residue, 3, stride)}
+                                factors_now = kernel or {n: emit.load(emit.add(factors, VECTOR * n)) for n in numbers.values()}
+                                for column in range(residue, columns, stride):
+                                    value = emit.load_splat(emit.add(sources[column], 4 * tap)) if channels else emit.load(sources[column])
+                                    for x, tap_number in reversed(numbers.items()):
+                                        u = (column - x) // stride
+                                        if 0 <= u < size:
+                                            sums[u] = emit.fma(value, factors_now[tap_number], sums[u])
+                        for total, output in zip(sums, _step_by_step(emit, emit.add(goal, here), out_step, size), strict=True):
+                            emit.store(emit.clamp(total, low, high), output)
                         return []
 
                     emit.loop(panels, [], panel)
@@ -212,20 +213,28 @@ def _windows_in_rows(at_once: int, channels: int, stride: int, panel_by_panel: b
                 return [emit.add(place, out_row)]
 
             emit.loop(count, [target], one_row)
-            return []
 
-        if panel_by_panel:
-            emit.loop(panels, [], lambda p: some_panels(emit.mul(p, VECTOR), emit.const(1)))
-        else:
-            some_panels(emit.const(0), panels)
+        emit.choose(size, {size: functools.partial(with_size, size) for size in sizes})
 
     return rows
 
 
-_depthwise_1, _depthwise_2, _stem = _windows_in_rows(4, 0, 1), _windows_in_rows(4, 0, 2), _windows_in_rows(8, 3, 2)
-_by_panel_1, _by_panel_2 = _windows_in_rows(4, 0, 1, True), _windows_in_rows(4, 0, 2, True)
-# For rows of 3, 5, 6 or 9 outputs, of which four at once would do many twice:
-_narrow_1, _narrow_2 = _windows_in_rows(3, 0, 1), _windows_in_rows(3, 0, 2)
+MOST = 8
+"""Outputs side by side: their sums, three weights and an input fit into 16 registers. 24 x 24 x 32 take 4.3 us, with four at once 5.8."""
+
+_depthwise_1, _depthwise_2 = (_windows_in_rows(range(3, MOST + 1), 0, stride) for stride in (1, 2))
+_stem = _windows_in_rows((MOST,), 3, 2)
+
+
+@kernel
+def _side_by_side(width):  # type: ignore[no-untyped-def]
+    """How many outputs of a row at once take the least time: what is done for each group of them costs as much as two outputs more."""
+    best, least = 3, (width + 2) // 3 * 5
+    for size in range(4, min(width, MOST) + 1):
+        cost = (width + size - 1) // size * (size + 2)
+        if cost <= least:
+            best, least = size, cost
+    return best
 
 
 # ---- windows of any size
@@ -409,27 +418,13 @@ def _depthwise(op, image, target, zeros, first, last):  # type: ignore[no-untype
         and right <= 1
         and out_width >= 3
     ):
-        right = max(right, 0)
-        narrow = (out_width + 2) // 3 * 3 < (out_width + 3) // 4 * 4
-        count, panels = last - first, channels // LANES
-        if narrow and stride_x == 1:
-            _narrow_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                      out_row, step, bounds)  # fmt: skip
-        elif narrow:
-            _narrow_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                      out_row, step, bounds)  # fmt: skip
-        elif (channels <= 32 or channels > WEIGHTS_IN_CACHE) and stride_x == 1:
-            _by_panel_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                        out_row, step, bounds)  # fmt: skip
-        elif channels <= 32 or channels > WEIGHTS_IN_CACHE:
-            _by_panel_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                        out_row, step, bounds)  # fmt: skip
-        elif stride_x == 1:
-            _depthwise_1(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                         out_row, step, bounds)  # fmt: skip
+        size, count, panels = _side_by_side(out_width), last - first, channels // LANES
+        if stride_x == 1:
+            _depthwise_1(size, panels, first, count, image, height, row, step, top, left, max(right, 0), zeros, weights, step, bias, target,
+                         out_width, out_row, step, bounds)  # fmt: skip
         else:
-            _depthwise_2(panels, first, count, image, height, row, step, top, left, right, zeros, weights, step, bias, target, out_width,
-                         out_row, step, bounds)  # fmt: skip
+            _depthwise_2(size, panels, first, count, image, height, row, step, top, left, max(right, 0), zeros, weights, step, bias, target,
+                         out_width, out_row, step, bounds)  # fmt: skip
         return
     for y in range(first, last):
         at, place = y * stride_y - top, target + (y - first) * out_row
@@ -487,7 +482,7 @@ def _first(op, source, image_step, target, zeros, images, thread, threads):  # t
     while y < end:
         image, first = source + (y // out_height) * image_step, y % out_height
         count = min(out_height - first, end - y)
-        _stem(outputs // LANES, first, count, image, height, 12 * width, 12, top, left, right, zeros, weights, 0, bias,
+        _stem(MOST, outputs // LANES, first, count, image, height, 12 * width, 12, top, left, right, zeros, weights, 0, bias,
               target + y * out_row, out_width, out_row, 4 * outputs, bounds)  # fmt: skip
         y += count
 
