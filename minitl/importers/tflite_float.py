@@ -43,7 +43,7 @@ def convert(data: bytes, what: str) -> Imported:
 
 
 def dequantise(model: Model, tensor: Tensor) -> np.ndarray:
-    """The float32 values of a constant. Products are taken in float64, so that each is rounded once."""
+    """The float32 values of a constant, each the exact product, rounded once."""
     if tensor.data is None or tensor.dtype is None or tensor.sparse:
         raise model.error(
             f"tensor {tensor.index} ({tensor.name:.60}) is no constant that can be read (computed, sparse, or of an unknown type)"
@@ -58,9 +58,13 @@ def dequantise(model: Model, tensor: Tensor) -> np.ndarray:
     axes = [1] * len(tensor.shape)
     if len(quantisation.scale) > 1:
         axes[quantisation.axis] = -1
-    scale, zero_point = (a.astype(np.float64).reshape(axes) for a in (quantisation.scale, quantisation.zero_point))
-    with np.errstate(over="ignore"):
-        return (scale * (tensor.data.astype(np.float64) - zero_point)).reshape(tensor.shape).astype(np.float32)
+    wide = np.float64 if tensor.dtype.itemsize > 2 else np.float32  # in which differences are exact
+    scale, zero_point = (a.astype(wide).reshape(axes) for a in (quantisation.scale, quantisation.zero_point))
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = tensor.data.astype(wide)
+        values -= zero_point
+        values *= scale
+        return values.astype(np.float32, copy=False)
 
 
 class _Walk:
