@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import jit
 from .errors import MinitlError
-from .files import cache_folder, printable, write_atomically, write_together
+from .files import FOREIGN, cache_folder, printable, write_atomically, write_together
 from .version import __version__
 
 if TYPE_CHECKING:  # commands import what they need, so that a short one is quick
@@ -578,7 +578,7 @@ def check_export(arguments: argparse.Namespace, name: str) -> list[Path]:
     return beside
 
 
-NETWORKS = {".npz", ".tflite", ".h5", ".keras", ".onnx", ".pt"}
+NETWORKS = {".npz", ".tflite", ".h5", ".keras", ".onnx", ".pt", ".pth", ".safetensors"}
 """Suffixes that no header gets, so that a slip of the hand costs no network."""
 
 LARGE_TEXT = 4_000_000
@@ -733,17 +733,31 @@ def report_facts(
 
 
 def command_convert(arguments: argparse.Namespace) -> int:
-    """Foreign weights -> our .npz."""
-    from .model import load
+    """Foreign weights -> our .npz; or any -> .safetensors."""
+    from .model import read
 
-    check_output(Path(arguments.output), arguments.foreign)
-    loaded = load(arguments.foreign)
+    out = Path(arguments.output)
+    check_output(out, arguments.foreign)
+    if out.suffix.lower() in NETWORKS - {".npz", ".safetensors"}:
+        raise MinitlError(f"{printable(out)}: convert writes .npz and .safetensors; give a name that ends so")
+    loaded, found = read(arguments.foreign)
     loaded.note(**{key: value for key in ("source", "licence") if (value := getattr(arguments, key))})
     proved = attach_golden(loaded, arguments) if arguments.golden else ""
-    digest = loaded.save(arguments.output)
+    digest = loaded.save_safetensors(out) if out.suffix.lower() == ".safetensors" else loaded.save(out)
     count = sum(array.size for array in loaded.graph.arrays().values())
-    print(f"written: {arguments.output}: {loaded.architecture}, {count:,} parameters, content hash {digest[:16]}")
-    for note in loaded.provenance.get("notes", []):
+    notes = loaded.provenance.get("notes", [])
+    if arguments.json:
+        facts = {"written": str(out), "architecture": loaded.architecture, "arguments": loaded.arguments, "parameters": count}
+        mapping = {"mapping": [list(pair) for pair in found.mapping], "unused": found.unused} if found else {}
+        print_json({**facts, "sha256": digest, "notes": notes, "golden": proved or None, **mapping})
+        return 0
+    if found:
+        from .importers.names import map_lines
+
+        for line in map_lines(found):
+            print(printable(line))
+    print(f"written: {printable(out)}: {loaded.architecture}, {count:,} parameters, content hash {digest[:16]}")
+    for note in notes:
         print(f"  note: {note}")
     if proved:
         print(f"  golden answer: {proved}")
@@ -1018,7 +1032,7 @@ def parser(only: str = "") -> argparse.ArgumentParser:
             "--weights",
             metavar="NAME|FILE",
             default="minitl_mobilenet_v1_0.25_96",
-            help="the pretrained network: .tflite, .h5, .npz, or random:mobilenet_v1_0.25_96 (default: %(default)s, which is built in)",
+            help="the pretrained network: .npz, what convert reads, or random:mobilenet_v1_0.25_96 (default: %(default)s, built in)",
         )
         depth = train.add_argument_group("how deep")
         depth.add_argument(
@@ -1033,7 +1047,9 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         )
         head = train.add_argument_group("the classifier")
         head.add_argument("--hidden", type=units, metavar="N[,N]", default=(), help="hidden layers of N units before it (default: none)")
-        head.add_argument("--cut", metavar="LAYER", help="end the backbone at this layer and classify what it gives, pooled (default: its end)")
+        head.add_argument(
+            "--cut", metavar="LAYER", help="end the backbone at this layer and classify what it gives, pooled (default: its end)"
+        )
         head.add_argument("--dropout", type=float, metavar="P", help="share of the features left out in every step (0)")
         head.add_argument(
             "--imprint", action="store_true", default=None, help="its weights are the mean features of each class: for a handful of photos"
@@ -1116,15 +1132,16 @@ def parser(only: str = "") -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true", help="all of it as data")
         naming(one)
 
-    if one := command("convert", command_convert, "turn foreign weights into a complete .npz", CONVERT_DETAILS):
-        one.add_argument("foreign", metavar="FOREIGN", help="a Keras .h5 or a .tflite, float or quantised")
-        one.add_argument("-o", "--output", metavar="weights.npz", required=True)
+    if one := command("convert", command_convert, "turn foreign weights into a complete .npz, or any into safetensors", CONVERT_DETAILS):
+        one.add_argument("foreign", metavar="FOREIGN", help=f"{FOREIGN}, float or quantised; or an .npz")
+        one.add_argument("-o", "--output", metavar="weights.npz", required=True, help="or a name that ends in .safetensors")
         one.add_argument("--source", metavar="TEXT", help="where the weights come from; travels on into models and headers")
         one.add_argument("--licence", metavar="TEXT", help="their licence; travels on into models and headers")
         one.add_argument("--golden", metavar="FILE", help=GOLDEN_HELP)
         one.add_argument(
             "--tolerance", type=share, metavar="T", default=1e-3, help="of --golden, as a share of the largest number of output (0.001)"
         )
+        one.add_argument("--json", action="store_true", help="one JSON object, with the whole map")
 
     if one := command("weights", command_weights, "list pretrained networks that their makers publish, or fetch one", WEIGHTS_DETAILS):
         one.usage = "minitl weights [WORD] [--json]\n       minitl weights pull NAME [--to FILE] [--json]"
@@ -1208,7 +1225,8 @@ UNDIVIDED = "all photos were counted; those that the model was trained on, if th
 EVALUATE_DETAILS = "The folders are matched to the model's classes by name."
 CONVERT_DETAILS = """\
 The format is found by content. Preprocessing, padding rule, BatchNorm epsilon and class names come from the file where it has them,
-from its maker's documentation where not; what was assumed is printed, and stays in the file.
+from its maker's documentation where not; what was assumed is printed, and stays in the file. Printed first: which tensor of the file
+became which array, layer by layer, which are not used, and which the file lacks.
 """
 GOLDEN_HELP = (
     "an .npz of two arrays, input (photos in uint8, or what the network takes in float32) and output (what its own framework answered): "

@@ -1,6 +1,6 @@
 """A model as its users see it: weights, recipe and class names together, with a verb for everything that one does with them.
 
-    model = minitl.load("model.npz")             a model of ours, or an .h5 or .tflite of others
+    model = minitl.load("model.npz")             a model of ours, or a file of Keras, PyTorch, ...
     model = model.replace_head(["cat", "dog"])   a new classifier on the same backbone
     model.freeze("all")                          everything but the classifier
     logits = model.forward(x)                    x: preprocessed float32 (N, H, W, 3); model.recipe makes it from photos
@@ -29,7 +29,7 @@ from . import golden, weights
 from .architectures import blocks, build, complete, feature_node
 from .engine import Values
 from .errors import MinitlError
-from .files import printable, write_atomically
+from .files import FOREIGN, printable, write_atomically
 from .folding import fold
 from .golden import TOLERANCE, Finding
 from .graph import Graph
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # int8 and foreign files import what they need: a prediction 
     from . import int8_engine
     from .constant_channels import Removal
     from .emit_c import About, Figures, Header
+    from .importers import Imported
     from .integer import IntegerGraph
 
 CALIBRATION_PHOTOS = 256
@@ -304,6 +305,14 @@ class Model:
         write_atomically(path, weights.to_bytes(content))
         return content.content_hash()
 
+    def save_safetensors(self, path: str | Path) -> str:
+        """Write the arrays under our names, and beside them what they mean, without calibration and `neither`. Returns as save does."""
+        from .importers import safetensors, torch_state
+
+        content = self.content()
+        write_atomically(path, safetensors.write(content.arrays, torch_state.metadata(content.meta())))
+        return content.content_hash()
+
     def quantise(self) -> IntegerGraph:
         """The int8 network. Raises MinitlError for a model that was never calibrated."""
         self.needs_classifier()
@@ -527,7 +536,7 @@ def _names(classes: Sequence[str], count: int) -> list[str]:
 
 def _head(path: str | Path, whole: Callable[[bytes], bool] = lambda head: False) -> bytes | memoryview:
     """The first bytes of a file; all of it, read-only, where whole(those). MinitlError where it cannot be read."""
-    expected = "expected a weights file (.npz, .h5, .tflite)"
+    expected = f"expected minitl's .npz, {FOREIGN}"
     if os.path.exists(path) and not os.path.isfile(path):
         raise MinitlError(f"{printable(path)} is {'a folder' if os.path.isdir(path) else 'no ordinary file'}; {expected}")
     try:
@@ -568,20 +577,25 @@ def _fetched(name: str | Path) -> str | Path:
 
 
 def load(path: str | Path) -> Model:
-    """A model from a file: minitl's own .npz, or a foreign one (.h5, .tflite), recognised by content. MinitlError for anything wrong.
+    """A model from a file: minitl's own .npz, or a foreign one of importers.read, recognised by content. MinitlError for anything wrong.
 
     BUNDLED is the one that comes with the package; names of the manifest are known once `minitl weights pull` has fetched them.
     """
+    return read(path)[0]
+
+
+def read(path: str | Path) -> tuple[Model, Imported | None]:
+    """As load; and, of a foreign file, what its reader found: what the file calls each array, and what was not used."""
     if not os.path.exists(path):
         path = bundled() if path == BUNDLED else _fetched(path)
     data = _head(path, weights.is_npz)
     if weights.is_npz(data):
-        return Model(weights.parse(data, printable(path)))
+        return Model(weights.parse(data, printable(path))), None
     from . import importers
 
     found = importers.read(path)
     classes = [printable(name) for name in found.classes] if found.classes else None
-    return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance))
+    return Model(Weights(found.architecture, found.arguments, found.arrays, found.recipe, classes, provenance=found.provenance)), found
 
 
 RANDOM = re.compile(r"random:(\w+?)(?:_([0-9]*\.?[0-9]+))?_([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)

@@ -349,3 +349,40 @@ def torch_recipe(arguments: dict[str, Any], notes: list[str]) -> Recipe:
     height, width, _ = arguments["input_shape"]
     notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains{OVERRIDE}")
     return Recipe(height, width, TORCH_MEAN, TORCH_STD)
+
+
+def map_lines(found: Imported) -> list[str]:
+    """Imported.mapping and unused as text: a line for each node of ours, then what is left on either side."""
+    nodes: dict[str, list[tuple[str, str]]] = {}
+    for source, ours in found.mapping:
+        nodes.setdefault(ours.rpartition("/")[0], []).append((source, ours))
+    absent = [ours for source, ours in found.mapping if source in ABSENT.values()]
+    rows = [(_braces([a for a, b in pairs if b not in absent]), _braces([b for _, b in pairs])) for pairs in nodes.values()]
+    width = min(max((len(left) for left, _ in rows), default=0), 80)
+    lines = [f"  {left:<{width}}  ->  {right}" for left, right in rows]
+    lines += [f"  not in the file: {', '.join(absent)}"] if absent else []
+    lines += ["  no classifier in the file: it ends with the features"] if found.arguments.get("classes") is None else []
+    kinds: dict[str, list[str]] = {}
+    for name in found.unused:
+        kinds.setdefault(name.rpartition(".")[2], []).append(name)
+    return lines + [f"  not used: {_braces(list(of_kind))}" for of_kind in kinds.values()]
+
+
+def _braces(texts: list[str]) -> str:
+    """['conv.weight', 'conv.bias'] -> 'conv.{weight, bias}'; what begins and ends alike, written once."""
+    texts = list(dict.fromkeys(texts))
+    if len(texts) < 2:
+        return "".join(texts)
+    rows = [re.findall(r"[^./: ]*[./: ]|[^./: ]+", text) for text in texts]
+    start = _alike(rows)
+    rest = ["".join(row[start:]) for row in rows]
+    ends = [re.findall(r"[./: ][^./: ]*|[^./: ]+", text)[::-1] for text in rest]
+    end = _alike(ends)
+    inner = ", ".join("".join(row[end:][::-1]) for row in ends)
+    return f"{''.join(rows[0][:start])}{{{inner}}}{''.join(ends[0][:end][::-1])}"
+
+
+def _alike(rows: list[list[str]]) -> int:
+    """How many first items all rows share, if each keeps one that is its own."""
+    shortest = min(len(row) for row in rows) - 1
+    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)

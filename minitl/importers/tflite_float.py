@@ -151,6 +151,10 @@ class _Walk:
         if bias is not None and bias.shape != entry.kernel.shape[-1:]:  # type: ignore[union-attr]
             raise self.model.error(f"{o.label} has {entry.channels} outputs and a bias of shape {bias.shape}")
         entry.bias, entry.activation = bias, options["activation"]
+        tensors = self.model.tensors
+        entry.names = {
+            part: tensors[i].name.split(";")[0][:100] or f"tensor {i}" for part, i in zip(("kernel", "bias"), o.inputs[1:3], strict=False)
+        }
         return entry
 
     def _pool(self, o: Operator) -> Seen:

@@ -219,6 +219,7 @@ def own(arrays: dict[str, np.ndarray], text: str, what: str) -> Imported:
         facts = json.loads(text)
         architecture, arguments = facts["architecture"], dict(facts["arguments"])
         provenance = {key: text for key, text in facts["provenance"].items() if isinstance(text, str)}
+        notes = [text for text in facts["provenance"].get("notes", []) if isinstance(text, str)]
         recipe, classes = Recipe.from_dict(facts["recipe"]), facts["classes"]
         if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
             raise MinitlError("its classes are no list of names")
@@ -232,5 +233,6 @@ def own(arrays: dict[str, np.ndarray], text: str, what: str) -> Imported:
         raise MinitlError(f"{what} is damaged: its metadata is not what minitl writes") from None
     if bad := next((name for name, array in loaded.items() if not np.isfinite(array).all()), None):
         raise MinitlError(f"{what} is damaged: {bad} holds numbers that are NaN or infinite")
-    mapping = [(name, name) for name in arrays]
-    return Imported(architecture, complete_arguments, loaded, recipe, classes, {**provenance, "format": "safetensors"}, mapping)
+    mapping = [(name, name) for name in loaded]
+    origin = {**provenance, "format": "safetensors", "notes": notes}
+    return Imported(architecture, complete_arguments, loaded, recipe, classes, origin, mapping)
