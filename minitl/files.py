@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import MinitlError
 
-FOREIGN = "a Keras .h5, a PyTorch .pth, a .safetensors, .onnx or .tflite file"
+FOREIGN = "a Keras .h5, a PyTorch .pth, a .safetensors, .onnx or .tflite file, TensorFlow.js' model.json, or a .tgz with a .tflite"
 """What importers.read takes, in words."""
 
 

@@ -1,9 +1,9 @@
 """Foreign weights in, ours out: read(path) recognises the format by its first bytes.
 
-Enters: a file of Keras (.h5), PyTorch (.pth, either container), safetensors, ONNX or TensorFlow Lite (float, or quantised and then
-dequantised). Leaves: Imported: the network, its arrays under our names and in our layouts, its preprocessing, where it came from, what the
-file calls each array. Left out: training state, and any network that architectures/ does not have. Files are taken as hostile: only
-MinitlError leaves read().
+Enters: a file of Keras (.h5), PyTorch (.pth, either container), safetensors, ONNX, TensorFlow.js (model.json) or TensorFlow Lite (float, or
+quantised and then dequantised; alone or in a .tgz). Leaves: Imported: the network, its arrays under our names and in our layouts, its
+preprocessing, where it came from, what the file calls each array. Left out: training state, and any network that architectures/ does not
+have. Files are taken as hostile: only MinitlError leaves read().
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeVar
 from .. import zips
 from ..errors import MinitlError
 from ..files import FOREIGN, printable
-from . import hdf5, keras_h5, onnx, safetensors, tflite, tflite_float, torch_files, torch_state
+from . import hdf5, keras_h5, onnx, safetensors, tarball, tfjs, tflite, tflite_float, torch_files, torch_state
 from .beside import Beside
 from .names import Imported
 
@@ -68,6 +68,10 @@ def _convert(data: bytes, name: str, beside: Beside) -> Imported:
         return torch_state.convert(*torch_files.read(data, name), name, "torch")
     if onnx.is_model(data):
         return onnx.convert(data, name, beside)
+    if data.startswith(tarball.SIGNATURE):
+        return tarball.convert(data, name)
+    if tfjs.is_model(data):
+        return tfjs.convert(data, name, beside)
     kind = next((kind for start, kind in KNOWN.items() if data.startswith(start)), f"a file that begins with {data[:8]!r}")
     raise MinitlError(f"cannot read {name}: expected {FOREIGN}, found {kind}")
 
