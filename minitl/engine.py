@@ -189,7 +189,7 @@ class Planner:
                 and (kh, kw, sy, sx) == (3, 3, 2, 2)
                 and padding[2] <= 1
                 and outside <= 1
-                and ow >= 8
+                and ow >= 12
                 and not plus
             ):
                 plan.row(

@@ -54,7 +54,7 @@ def check(graph, count=2, wanted=(), tolerance=1e-5):
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (13, 5), (16, 12), (3, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (13, 5), (16, 12), (3, 3), (6, 24), (5, 27)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", ["same", "valid", "keras", "torch"])
 def test_convolutions_of_odd_sizes(size, stride, padding):
