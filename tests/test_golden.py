@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import small_models
+from conftest import WEIGHTS, needs_shared
 
 import minitl
 from minitl import MinitlError, cli, golden, model, weights
+from minitl.images import read_photo
 from minitl.reference import softmax
 
 
@@ -50,6 +52,7 @@ def test_the_answer_may_be_probabilities_features_or_in_the_layout_of_pytorch(ma
     x = made.recipe.normalise(PIXELS)
     for one in (
         recorded(made, softmax(made.forward(x))),
+        recorded(made, np.float32(np.rint(softmax(made.forward(x)) * 256) / 256), tolerance=0.02),
         recorded(made, made.features(x), node=made.feature_node),
         recorded(made, made.forward(x)[:, None, None], given=x.transpose(0, 3, 1, 2)),
         recorded(made, made.forward(x).astype(np.float64), given=x.astype(np.float64)),
@@ -158,6 +161,26 @@ def test_a_file_with_a_hostile_golden_answer_is_refused(made):
         parse({name: value for name, value in meta.items() if name != "golden"})
     with pytest.raises(MinitlError):
         parse(meta, **{"golden/other": PIXELS})
+
+
+@needs_shared
+def test_a_real_network_computes_what_litert_computes_and_a_turned_one_is_found():
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path = WEIGHTS / "vww_96_float.tflite"
+    one = minitl.load(path)
+    photo = read_photo(WEIGHTS / "grace_hopper.bmp", one.recipe)
+    interpreter = litert.Interpreter(str(path))
+    interpreter.allocate_tensors()
+
+    def answer(x):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ascontiguousarray(x[None] / 255, np.float32))
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    found = one.with_golden(photo[None], answer(photo), "LiteRT").check()
+    assert found.good and found.difference < 1e-5, found.sentence()
+    turned = one.with_golden(photo[None], answer(photo[..., ::-1]), "LiteRT").check()
+    assert turned.causes == ("channels in the order blue, green, red",)
 
 
 def test_convert_writes_only_what_agrees_and_info_checks_it(made, tmp_path, capsys):
