@@ -121,19 +121,20 @@ class _Source:
 
     def fetch(self, url: str, size: int | None, progress: Progress, part: Path | None) -> bytearray:
         """All bytes of a file. size: how many it must have, if known. part: what may be kept of it, and gone on with."""
-        data, mark = _read_part(part, url) if part else (bytearray(), "")
-        tag = ""
+        data, tag = _read_part(part, url) if part else (bytearray(), "")
         try:
-            answer = self.open(url, self.headers(data, mark))
-            first = answer.headers.get("Content-Range", "")
-            if data and not (answer.status == 206 and re.match(rf"bytes {len(data)}-\d+/", first)):
+            answer = self.open(url, self.headers(data, tag))
+            if answer.status == 429 or answer.status >= 500:
+                raise ConnectionError(f"the server is busy or out of order (HTTP {answer.status}), try later")
+            if data and not self.goes_on(answer, len(data), tag):
                 data.clear()
-                if answer.status != 200:  # it cannot go on there: once more from the beginning
+                if answer.status != 200:  # once more from the beginning
                     answer.close()
                     answer = self.open(url, self.headers(data, ""))
             with answer:
                 self.check_status(url, answer.status, bool(data))
-                tag, length = answer.headers.get("ETag", ""), answer.headers.get("Content-Length", "")
+                tag = tag if data else answer.headers.get("ETag", "")
+                length = answer.headers.get("Content-Length", "")
                 total = len(data) + int(length) if re.fullmatch(r"\d{1,15}", length) and not answer.chunked else None
                 if size is not None and total not in (None, size):
                     raise self.error(url, f"the server offers {total:,} bytes, expected {size:,}: it is another file", "nothing was kept")
@@ -163,14 +164,19 @@ class _Source:
         more = {"Range": f"bytes={len(data)}-", "If-Range": mark} if data else {}
         return {"User-Agent": f"minitl/{__version__}", "Accept-Encoding": "identity", **more}
 
+    @staticmethod
+    def goes_on(answer: HTTPResponse, start: int, mark: str) -> bool:
+        """Whether it is what follows after so many bytes of the file with that ETag."""
+        place, tag = answer.headers.get("Content-Range", ""), answer.headers.get("ETag", mark)
+        return answer.status == 206 and tag == mark and re.match(rf"bytes {start}-\d+/", place) is not None
+
     def check_status(self, url: str, status: int, going_on: bool) -> None:
         """Raise unless the answer is the file."""
         if status == 200 or (status == 206 and going_on):
             return
         before = f"; it was once at {self.entry.mirror}" if self.entry.mirror else ""
-        words = {404: "no such file there any more", 410: "no such file there any more", 401: "access refused", 403: "access refused",
-                 429: "too many requests, try later"}  # fmt: skip
-        what = words.get(status, "the server is out of order, try later" if status >= 500 else "an unexpected answer")
+        words = {404: "no such file there any more", 410: "no such file there any more", 401: "access refused", 403: "access refused"}
+        what = words.get(status, "an unexpected answer")
         raise self.error(url, f"{what} (HTTP {status})", f"the file is {url}{before}")
 
     def receive(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     """/WORDS/file.tflite: what goes wrong there, with commas between. asked: (path, headers) of every request."""
 
     asked: ClassVar[list] = []
-    data, tag = DATA, TAG
+    data, tag, busy = DATA, TAG, False
 
     def log_message(self, *_):
         pass
@@ -45,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         words = self.path.split("/")[1].split(",")
         self.asked.append((self.path, dict(self.headers)))
-        if code := next((int(word) for word in words if word.isdigit()), None):
+        if code := 503 if self.busy else next((int(word) for word in words if word.isdigit()), None):
             self.send_response(code)
             if 300 <= code < 400:
                 port = self.server.server_address[1]
@@ -67,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         if ranged:
             self.send_header("Content-Range", f"bytes {start + ('shifted' in words)}-{len(data) - 1}/{len(data)}")
         if "tagged" in words or "weak" in words:
-            self.send_header("ETag", "W/" * ("weak" in words) + self.tag)
+            self.send_header("ETag", "W/" * ("weak" in words) + ('"other"' if ranged and "renamed" in words else self.tag))
         if "endless" not in words:
             lie = 5_000 * ("longer" in words) - 5_000 * ("shorter" in words) + (1 << 40) * ("huge" in words)
             self.send_header("Content-Length", str(len(data) - start + lie))
@@ -173,7 +174,7 @@ def test_a_download_that_broke_off_goes_on_where_the_server_vouches_for_its_begi
     assert [path.name for path in folder.rglob("*")] == ["test-net.npz"]
 
 
-@pytest.mark.parametrize("words", ["cut,tagged", "cut,ranges,tagged,shifted"])
+@pytest.mark.parametrize("words", ["cut,tagged", "cut,ranges,tagged,shifted", "cut,ranges,tagged,renamed"])
 def test_a_server_without_ranges_or_with_wrong_ones_is_asked_from_the_beginning(server, words):
     refused(entry(server, words), left=["test-net.part"])
     with pytest.raises(MinitlError, match="200,000 of"):  # it is cut again, but nothing was put together wrongly
@@ -192,6 +193,17 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(server, mon
 @pytest.mark.parametrize("words", ["cut", "cut,weak,ranges"])
 def test_a_beginning_that_nobody_vouches_for_is_not_kept(server, words):
     assert "nothing was kept" in refused(entry(server, words))
+
+
+def test_a_kept_beginning_outlives_a_server_that_is_away_or_busy(server, folder, monkeypatch):
+    one = entry(server, "cut,ranges,tagged")
+    refused(one, left=["test-net.part"])
+    kept = (folder / "test-net.part").read_bytes()
+    monkeypatch.setattr(Handler, "busy", True)
+    assert "goes on after the 200,000" in refused(one, "HTTP 503", left=["test-net.part"])
+    monkeypatch.setattr(urllib.request.HTTPHandler, "http_open", lambda *_: (_ for _ in ()).throw(OSError(101, "Network is unreachable")))
+    refused(one, "Network is unreachable", left=["test-net.part"])
+    assert (folder / "test-net.part").read_bytes() == kept
 
 
 def test_a_damaged_or_foreign_beginning_is_never_built_upon(server, folder):
