@@ -12,12 +12,14 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import test_importers_tfjs
 from importer_files import network, tflite
 
 from minitl import MinitlError, cli, manifest, model, pull
@@ -349,6 +351,22 @@ def test_the_shards_of_a_tensorflow_js_model_are_fetched_from_beside_it(server, 
     for data in (b"[" * 100_000, b"\xff", b"{}", b'{"weightsManifest": 1}'):
         with pytest.raises(MinitlError, match=r"no model\.json"):
             pull._shards(entry(server), data, source, print)
+
+
+def test_a_whole_tensorflow_js_model_arrives(tmp_path):
+    graph = network(input_shape=[32, 32, 3])[0]
+    (tmp_path / "site").mkdir()
+    test_importers_tfjs.write(tmp_path / "site", graph, shard=300_000)
+    shards = len([*(tmp_path / "site").iterdir()]) - 1
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    seen = []
+    url = f"http://127.0.0.1:{server.server_address[1]}/model.json"
+    found = fetch(Entry("test-js", url, "tfjs", "mobilenet_v1", 0.25, 32), timeout=5, progress=lambda *at: seen.append(at))
+    server.shutdown()
+    server.server_close()
+    assert shards > 3 and len(found.provenance["beside"]) == shards and seen[-1][0] > 800_000
+    assert all(np.array_equal(found.graph.arrays()[name], array) for name, array in graph.arrays().items())
 
 
 # ---- the command
