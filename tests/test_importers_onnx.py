@@ -116,6 +116,35 @@ def test_a_batch_norm_that_is_not_folded_arrives_with_its_epsilon(tmp_path, arch
     agree(imported, path)
 
 
+def test_other_networks_of_pytorch_are_read_too(tmp_path):
+    """ResNet18, with a max pool and sums before a ReLU; VGG16, whose first dense layer reads an image flattened channels first."""
+    torch = pytorch()
+    for architecture in ("resnet18", "vgg16"):
+        path = exported(tmp_path / f"{architecture}.onnx", getattr(torch_networks, architecture)(torch), dynamo=False)
+        imported = importers.read(path)
+        assert imported.architecture == architecture and imported.arguments["classes"] == 4 and imported.recipe.mean == TORCH_MEAN
+        agree(imported, path)
+
+
+@pytest.mark.slow
+@BOTH
+def test_what_keras_exports_is_read(tmp_path, architecture, monkeypatch):
+    """From its backend PyTorch: padding is computed from the size of the picture, a BatchNorm is a difference, a product, a sum."""
+    pytorch()
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    make = keras.applications.MobileNet if architecture == "mobilenet_v1" else keras.applications.MobileNetV2
+    model = make(input_shape=(96, 96, 3), alpha=0.35, weights=None, classes=7)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 1.5, a.shape) if a.ndim == 1 else a * 1.5 for a in model.get_weights()])
+    model(np.zeros((1, 96, 96, 3), np.float32))
+    model.export(tmp_path / "x.onnx", format="onnx", verbose=False)
+    imported = importers.read(tmp_path / "x.onnx")
+    assert imported.architecture == architecture and imported.arguments["padding"] == "same" and imported.recipe.mean == (127.5,) * 3
+    assert any("folded" in note for note in imported.provenance["notes"])
+    agree(imported, tmp_path / "x.onnx", softmax=True)
+
+
 def test_a_file_that_leaves_the_size_open_gets_that_in_its_name_or_the_usual_one(tmp_path):
     model = torch_networks.mobilenet_v1(pytorch())
     options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "n", 2: "h", 3: "w"}}}
@@ -185,7 +214,7 @@ class File:
         return path
 
 
-def keras_like(graph, head="MatMul", pads="auto_pad", pool="GlobalAveragePool", before=(), **options):
+def keras_like(graph, head="MatMul", pads="auto_pad", pool="GlobalAveragePool", before=(), arithmetic=False, **options):
     """Our network as tf2onnx writes Keras' ones: a picture with its channels last, a Transpose, padding SAME."""
     h, w, _ = graph.input_shape
     file = File([1, h, w, 3], **options)
@@ -210,7 +239,12 @@ def keras_like(graph, head="MatMul", pads="auto_pad", pool="GlobalAveragePool", 
             x = file.node("Conv", x, file.constant(kernel), *biases, **attributes)
             if "bias" in params and head == "1x1":
                 x = file.node("Add", x, file.constant(params["bias"][:, None, None]))
-            if step.norm and step.norm in graph.params:
+            if step.norm and step.norm in graph.params and arithmetic:
+                gamma, beta, mean, variance = (a[:, None, None] for a in graph.params[step.norm].values())
+                x = file.node("Sub", x, file.constant(mean))
+                x = file.node("Mul", x, file.constant(gamma / np.sqrt(variance + 1e-3)))
+                x = file.node("Add", file.constant(beta), x)
+            elif step.norm and step.norm in graph.params:
                 norm = [file.constant(a) for a in graph.params[step.norm].values()]
                 x = file.node("BatchNormalization", x, *norm, epsilon=1e-3, momentum=0.99)
             if step.activation == "relu6" and file.opset < 11:
@@ -279,6 +313,28 @@ def test_networks_written_by_hand_arrive_as_they_were_and_are_computed_as_by_onn
     equal(imported, arrays, (lambda a: a.astype(np.float16).astype(np.float32)) if half else lambda a: a)
     assert imported.recipe.mean == (127.5,) * 3 and imported.arguments["padding"] == arguments.get("padding", "same")
     agree(imported, path, softmax=imported.arguments["classes"] is not None, limit=0.02 if half else 1e-4)
+
+
+@BOTH
+def test_a_batch_norm_that_is_written_as_arithmetic_is_folded(tmp_path, architecture):
+    graph, _ = network(architecture, alpha=0.1)
+    path = keras_like(graph, arithmetic=True).save(tmp_path / "x.onnx")
+    imported = importers.read(path)
+    assert not imported.arguments["batch_norm"] and "folded" in imported.provenance["notes"][0]
+    agree(imported, path, softmax=True)
+
+
+def test_a_value_that_is_read_before_it_is_rescaled_is_refused(tmp_path):
+    file = keras_like(network("mobilenet_v2", alpha=0.1)[0], arithmetic=True)
+    conv = next(
+        node
+        for node in file.nodes
+        if node.op_type == "Conv" and any(n.op_type == "Sub" and n.input[0] == node.output[0] for n in file.nodes)
+    )
+    add = next(node for node in file.nodes if node.op_type == "Add" and not any(name.startswith("constant") for name in node.input))
+    add.input[1] = conv.output[0]
+    with pytest.raises(MinitlError, match="which nothing before it computes"):
+        importers.read(file.save(tmp_path / "x.onnx"))
 
 
 def test_numbers_of_other_widths_are_widened_or_narrowed(tmp_path):
@@ -379,7 +435,7 @@ def broken(how, tmp_path):
         ("the other SAME", "padding 'SAME_LOWER'"),
         ("limits", "limits values to 0 and 5, expected 0 and 6"),
         ("computed kernel", "has no constant kernel"),
-        ("unknown value", "which nothing before it computes"),
+        ("unknown value", "reads 'nowhere', which nothing before it computes"),
         ("twice", "computes what is there already"),
         ("two pictures", "has 2 inputs, expected one picture"),
         ("a row of numbers", r"its input has shape \[1, 64, 64\]"),

@@ -1,6 +1,6 @@
-"""MobileNets as people write them in PyTorch, with random numbers: what the readers of PyTorch's and ONNX's files are tested with.
+"""Networks as people write them in PyTorch, with random numbers: what the readers of PyTorch's and ONNX's files are tested with.
 
-Names of modules are torchvision's for V2 (features.0.0, features.1.conv.0.0, ...) and those of a widely copied V1.
+Names of modules are torchvision's (features.0.0, features.1.conv.0.0, ...), for MobileNetV1 those of a widely copied file.
 """
 
 from minitl.architectures.mobilenet_v1 import BLOCKS as V1
@@ -67,6 +67,67 @@ def mobilenet_v2(torch, alpha=0.1, classes=4):
             return self.classifier(torch.flatten(x, 1))
 
     return filled(torch, MobileNetV2())
+
+
+def resnet18(torch, alpha=0.125, classes=4):
+    nn = torch.nn
+
+    class BasicBlock(nn.Module):
+        def __init__(self, before, after, stride):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+            self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+            self.downsample = None
+            if stride > 1:
+                self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    class ResNet18(nn.Module):
+        def __init__(self):
+            super().__init__()
+            channels = int(64 * alpha)
+            self.conv1, self.bn1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False), nn.BatchNorm2d(channels)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            for i in range(4):
+                after = int(64 * alpha) << i
+                stage = nn.Sequential(BasicBlock(channels, after, 2 if i else 1), BasicBlock(after, after, 1))
+                setattr(self, f"layer{i + 1}", stage)
+                channels = after
+            self.fc = nn.Linear(channels, classes)
+
+        def forward(self, x):
+            x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, (1, 1)), 1))
+
+    return filled(torch, ResNet18())
+
+
+def vgg16(torch, alpha=0.05, classes=4, size=64):
+    nn, layers, channels = torch.nn, [], 3
+    for filters, convolutions in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, int(filters * alpha), 3, padding=1), nn.ReLU(inplace=True)]
+            channels = int(filters * alpha)
+        layers.append(nn.MaxPool2d(2, 2))
+    units, pixels = int(4096 * alpha), size // 32
+
+    class VGG16(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(*layers)
+            self.avgpool = nn.AdaptiveAvgPool2d((pixels, pixels))
+            first, second = nn.Linear(channels * pixels**2, units), nn.Linear(units, units)
+            dense = [first, nn.ReLU(True), nn.Dropout(), second, nn.ReLU(True), nn.Dropout(), nn.Linear(units, classes)]
+            self.classifier = nn.Sequential(*dense)
+
+        def forward(self, x):
+            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+    return filled(torch, VGG16())
 
 
 def filled(torch, model):

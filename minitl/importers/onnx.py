@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from ..geometry import Pair, output_hw, resolve
 from ..images import Recipe
-from ..layers import Concat, Dense
+from ..layers import Concat, Dense, GlobalAveragePool
 from . import names
 from .beside import Beside
 from .keras_config import Walk
 from .names import IMAGE, Imported
-from .onnx_graph import FLOATS, MOST_TENSORS, Constants, Node
+from .onnx_graph import FLOATS, MOST_TENSORS, Constants, Node, shape_of
 from .protobuf import Message
 
 MOST_NODES = 20_000
 SIZE = 224  # of the picture where the file leaves it open
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
-SHAPES = ("Shape", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast", "Identity")  # arithmetic with the shape of a value
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 ENDLESS = 3e38  # Clip without a limit has the largest float32
 
@@ -46,7 +46,12 @@ def convert(data: bytes, what: str, beside: Beside) -> Imported:
     outputs = [value.text(1) for value in graph.messages(12, MOST_TENSORS)]
     if len(outputs) != 1:
         raise walk.fail(f"it has {len(outputs)} outputs, expected one")
-    seen, input_shape, known = walk.walk.finish(outputs[0])
+    if outputs[0] not in walk.last:
+        raise walk.fail("its output is not what its last layer computes")
+    seen, _, known = walk.walk.finish(outputs[0])
+    input_shape = (*walk.size, 3)
+    if walk.folded:
+        notes.append("products with constants after a layer were folded into it")
     if not any(s.bias.any() for s in seen if s.norm and s.bias is not None):  # an exporter that does not optimise writes zeros there
         for s in seen:
             s.bias = None if s.norm else s.bias
@@ -68,7 +73,10 @@ class _Walk:
         self.fail = self.walk.fail
         self.last: dict[str, bool] = {}  # value -> whether its channels are the last axis
         self.flat: dict[str, int] = {}  # value -> channels of the image that was flattened to it, channels first
-        self.shapes: set[str] = set()  # values that are the shape of something
+        self.rows: set[str] = set()  # values that are one row of numbers, no image
+        self.aliases: dict[int, list[str]] = {}  # layer -> values that are what it computes
+        self.sizes: list[Pair] = []  # of what the layers compute
+        self.folded = False
         self.scale, self.offset, self.scaled = np.ones(3), np.zeros(3), False
         inputs = [value for value in graph.messages(11, MOST_TENSORS) if value.text(1) not in constants.arrays]
         if len(inputs) != 1:
@@ -81,8 +89,9 @@ class _Walk:
         height, width = dims[1:3] if self.channels_last else dims[2:]
         if min(height, width) <= 0:
             height, width = names.size_from_name(what, SIZE, notes)
+        self.size = (height, width)
         self.layer("InputLayer", inputs[0].text(1), [], batch_shape=[None, height, width, 3])
-        self.last[inputs[0].text(1)] = self.channels_last
+        self.last[inputs[0].text(1)], self.aliases[IMAGE] = self.channels_last, [inputs[0].text(1)]
 
     def layer(self, kind: str, name: str, inputs: list[str], /, **config: Any) -> None:
         """A layer in Keras' words."""
@@ -101,20 +110,41 @@ class _Walk:
             raise self.fail(f"{node.label} is quantised, which is read from .tflite files and not from ONNX: export the float network")
         if node.domain not in ("", "ai.onnx"):
             raise self.fail(f"{node.label} is an operator of {node.domain!r:.40}: export with ONNX's own operators")
-        if not node.output or node.output in self.constants.arrays or node.output in self.shapes or node.output in self.walk.values:
+        if not node.output or node.output in self.constants.arrays or node.output in self.walk.values:
             raise self.fail(f"{node.label} computes what is there already, or nothing")
         if self.constants.compute(node):
             return
-        if node.kind == "Shape" or (node.kind in SHAPES and any(name in self.shapes for name in node.inputs)):
-            self.shapes.add(node.output)
+        if node.kind == "Shape" and node.inputs[0] in self.last:
+            self.constants.arrays[node.output] = shape_of(node, self._shape(node.inputs[0]))
             return
         values = [name for name in node.inputs if name in self.last]
+        unknown = [name for name in node.inputs if name and name not in self.last and name not in self.constants.arrays]
         if node.kind not in METHODS:
             raise self.fail(f"{node.label} is of a kind that networks here do not have")
-        if not values or len({self.last[name] for name in values}) > 1:
-            raise self.fail(f"{node.label} reads {node.inputs[:2]!r:.90}, which nothing before it computes, or with channels at both ends")
+        if not values or unknown:
+            raise self.fail(f"{node.label} reads {(unknown or node.inputs or [''])[0]!r:.80}, which nothing before it computes")
+        if len({self.last[name] for name in values}) > 1:
+            raise self.fail(f"{node.label} reads channels as the last axis and as the first")
         self.last[node.output] = self.last[values[0]]
+        self.rows |= {node.output} if values[0] in self.rows else set()
         METHODS[node.kind](self, node)
+        self.aliases.setdefault(self.walk.values[node.output].source, []).append(node.output)
+
+    def _shape(self, name: str) -> list[int]:
+        """Shape of a value, of one picture."""
+        value = self.walk.values[name]
+        for entry in self.walk.seen[len(self.sizes) : value.source + 1]:
+            h, w = self._size(entry.inputs[0]) if entry.inputs else (1, 1)
+            window = entry.window if entry.kernel is None else entry.kernel.shape[:2]
+            if entry.strides is not None and entry.padding is not None and window is not None:
+                h, w = output_hw(h, w, window, entry.strides, resolve(entry.padding, h, w, window, entry.strides))
+            self.sizes.append((1, 1) if entry.kind in (GlobalAveragePool, Dense) else (h, w))
+        (h, w), c, (top, bottom, left, right) = self._size(value.source), self._channels(value.source), value.pads or (0, 0, 0, 0)
+        h, w = h + top + bottom, w + left + right
+        return [1, h * w * c] if name in self.rows else [1, h, w, c] if self.last[name] else [1, c, h, w]
+
+    def _size(self, source: int) -> Pair:
+        return self.size if source == IMAGE else self.sizes[source]
 
     def _channels_first(self, node: Node) -> None:
         if self.last.get(node.inputs[0], True):
@@ -196,6 +226,7 @@ class _Walk:
             if axes is None or sorted(axis % 4 for axis in axes) != ([1, 2] if self.last[node.inputs[0]] else [2, 3]):
                 raise self.fail(f"{node.label} is over the axes {axes}, expected height and width")
             self.layer("GlobalAveragePooling2D", node.output, node.inputs[:1])
+            self.rows |= set() if node.number("keepdims", 1) else {node.output}
             return
         self._channels_first(node)
         if node.kind == "GlobalAveragePool":
@@ -203,6 +234,13 @@ class _Walk:
             return
         if node.number("ceil_mode", 0) or (node.kind == "AveragePool" and any(node.integers("pads") or [])):
             raise self.fail(f"{node.label} rounds its size up, or averages over zeros around the image")
+        if (
+            node.integers("kernel_shape") == [1, 1]
+            and (node.integers("strides") or [1, 1]) == [1, 1]
+            and not any(node.integers("pads") or [])
+        ):
+            self.same(node)  # torchvision's VGG16 averages 7x7 pixels to 7x7
+            return
         source, window = self._window(node)
         kind = "AveragePooling2D" if node.kind == "AveragePool" else "MaxPooling2D"
         self.layer(kind, node.output, [source], pool_size=node.integers("kernel_shape"), **window)
@@ -228,34 +266,48 @@ class _Walk:
         """A sum of two values; a bias that is added; what is done to the picture before the first layer."""
         values = [name for name in node.inputs if name in self.last]
         if len(node.inputs) != 2 or (len(values) == 2 and node.kind != "Add"):
-            raise self.fail(f"{node.label} is no sum of two, and {'they are' if len(values) == 2 else 'one is'} computed")
+            raise self.fail(f"{node.label} joins values by other than their sum")
         if len(values) == 2:
             self.layer("Add", node.output, values)
             return
         at = 1 if node.inputs[0] in self.last else 0
-        constant, source = self.constants.floats(node, at, "number"), self.walk.values[values[0]].source
-        channels = 3 if source == IMAGE else self.walk.seen[source].channels
-        image = source == IMAGE or self.walk.seen[source].kind is not Dense
-        along = (channels, 1, 1) if image and not self.last[node.output] else (channels,)
+        constant, value = self.constants.floats(node, at, "number"), self.walk.values[values[0]]
+        entry = None if value.source == IMAGE else self.walk.seen[value.source]
+        channels = 3 if entry is None else entry.channels
+        along = (channels,) if self.last[node.output] or (entry and entry.kind is Dense) else (channels, 1, 1)
         if constant.size not in (1, channels) or (constant.size > 1 and constant.shape[-len(along) :] != along):
             raise self.fail(f"{node.label} has a constant of shape {constant.shape} for {channels} channels")
-        if source == IMAGE and (at == 1 or node.kind in ("Add", "Mul")):
-            self._rescale(node.kind, constant.reshape(-1).astype(np.float64))
-        elif node.kind == "Add" and self.walk.values[values[0]].stage == 0 and self.walk.seen[source].bias is None:
-            self.walk.seen[source].bias = np.broadcast_to(constant.reshape(-1), channels)
-            self.walk.seen[source].names["bias"] = node.inputs[at]
+        if value.source in self.walk.read_at or value.stage != (0 if entry else 2) or not channels or value.pads or (entry and entry.norm):
+            raise self.fail(f"{node.label} comes neither right after a layer with a kernel nor before the first one")
+        if not at and node.kind in ("Sub", "Div"):
+            raise self.fail(f"{node.label} has the constant first")
+        by = constant.reshape(-1).astype(np.float64)
+        with np.errstate(all="ignore"):
+            by = -by if node.kind == "Sub" else 1 / by if node.kind == "Div" else by
+        if entry is None:
+            self._rescale(by, node.kind in ("Mul", "Div"))
         else:
-            raise self.fail(f"{node.label} is no bias of a layer without one, and does not come before the first layer")
+            self._fold(entry, np.broadcast_to(by, channels), node.kind in ("Mul", "Div"), node.inputs[at])
+        for name in self.aliases.pop(value.source):  # nothing may read what it was
+            del self.last[name]
         self.layer("Dropout", node.output, values)
 
-    def _rescale(self, kind: str, by: np.ndarray) -> None:
-        with np.errstate(all="ignore"):
-            if kind in ("Mul", "Div"):
-                by = by if kind == "Mul" else 1 / by
-                self.scale, self.offset = self.scale * by, self.offset * by
-            else:
-                self.offset = self.offset + (by if kind == "Add" else -by)
+    def _fold(self, entry: names.Seen, by: np.ndarray, scales: bool, name: str) -> None:
+        """A bias, or a BatchNorm as it is when written as arithmetic, into the layer that computes what it changes."""
+        assert entry.kernel is not None
+        if not scales:
+            entry.bias, entry.names["bias"] = by + (0 if entry.bias is None else entry.bias), name
+            return
+        self.constants.take(entry.kernel.size)
+        entry.kernel, self.folded = entry.kernel * by, True
+        entry.bias = None if entry.bias is None else entry.bias * by
+
+    def _rescale(self, by: np.ndarray, scales: bool) -> None:
         self.scaled = True
+        if scales:
+            self.scale, self.offset = self.scale * by, self.offset * by
+        else:
+            self.offset = self.offset + by
 
     def recipe(self, shape: tuple[int, int, int], notes: list[str]) -> Recipe | None:
         """What the first nodes do to the picture, if anything: to pixels 0..255, or 0..1 if that is what they bring near to 0."""
@@ -276,6 +328,7 @@ class _Walk:
         value = self.walk.values[node.inputs[0]]
         if node.kind == "Flatten" and node.number("axis", 1) != 1:
             raise self.fail(f"{node.label} begins at axis {node.number('axis', 1)}, expected 1")
+        self.rows.add(node.output)
         if not value.pooled and not self.last[node.inputs[0]]:
             self.flat[node.output] = self._channels(value.source)
         self.layer("Flatten", node.output, node.inputs[:1])

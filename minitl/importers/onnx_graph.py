@@ -1,7 +1,7 @@
 """The parts of an ONNX graph: nodes with their attributes, and its constants, also those that are computed from others.
 
 Enters: a GraphProto and the files beside it that hold its numbers, if it names any. Leaves: NumPy arrays by name, views of the file where
-it stores plain numbers. Left out: texts, booleans and complex numbers as constants, numbers of fewer than 8 bits, sparse tensors.
+it stores plain numbers. Left out: texts and complex numbers as constants, numbers of fewer than 8 bits, sparse tensors.
 
 Numbers of fields: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; operators: https://onnx.ai/onnx/operators/
 """
@@ -19,7 +19,7 @@ from .protobuf import Message
 
 MOST_TENSORS, LARGEST_BESIDE = 20_000, 1 << 30
 LONGEST_LIST = 16  # of axes, of a shape
-TYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8", 16: "<u2"}
+TYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 16: "<u2"}
 FLOATS, BFLOAT16 = (1, 10, 11, 16), 16
 
 
@@ -115,10 +115,15 @@ class Constants:
             return False
         xs = [self.arrays[name] for name in given]
         try:
-            shape = np.broadcast_shapes(xs[0].shape, _list(xs[1])) if node.kind == "Expand" else (sum(x.size for x in xs),)
-            if math.prod(shape) > self.most:
+            if node.kind == "ConstantOfShape":
+                self._filled(node, xs[0])
+                return True
+            shapes = [_list(xs[1]) if node.kind == "Expand" and i == 1 else x.shape for i, x in enumerate(xs)]
+            size = math.prod(np.broadcast_shapes(*shapes)) if node.kind in BROADCAST else sum(x.size for x in xs)
+            if size > self.most:
                 raise MinitlError(f"{self.what} is damaged: {node.label} makes more numbers than the file holds")
-            self.arrays[node.output] = COMPUTED[node.kind](node, *xs)
+            with np.errstate(all="ignore"):
+                self.arrays[node.output] = COMPUTED[node.kind](node, *xs)
         except MinitlError:
             raise
         except (ValueError, TypeError, IndexError, OverflowError):
@@ -138,17 +143,28 @@ class Constants:
             elif name in ("value_int", "value_ints"):
                 self.arrays[node.output] = np.array(value.number(3)) if name == "value_int" else value.integers(8)
 
+    def _filled(self, node: Node, shape: np.ndarray) -> None:
+        """An array of one number, which takes the room of one."""
+        self.arrays[node.output] = np.zeros((), np.float32)
+        if "value" in node.attributes:
+            self._tensor(node.output, node.attributes["value"].message(5))
+        self.arrays[node.output] = np.broadcast_to(self.arrays[node.output].reshape(()), _list(shape))
+
     def floats(self, node: Node, i: int, what: str) -> np.ndarray:
         """Input i of a node, which must be floats that are there, for one of our arrays."""
         name = node.inputs[i] if i < len(node.inputs) else ""
         array = self.arrays.get(name)
         if array is None or array.dtype.kind != "f":
             raise MinitlError(f"{self.what} is no network that minitl knows: {node.label} has no constant {what} of floats")
-        self.taken += array.size
-        if self.taken > self.most:  # a small file must not become large arrays
-            raise MinitlError(f"{self.what} is damaged: its nodes share their numbers")
+        self.take(array.size)
         self.unused.pop(self.origin.get(name, name), None)
         return array
+
+    def take(self, count: int) -> None:
+        """So many numbers are used, or used again: a small file must not become large arrays."""
+        self.taken += count
+        if self.taken > self.most:
+            raise MinitlError(f"{self.what} is damaged: its nodes share their numbers")
 
     def listed(self, node: Node, attribute: str, i: int) -> list[int] | None:
         """Whole numbers that older versions of ONNX have as an attribute, newer ones as input i. None: absent, or computed."""
@@ -164,6 +180,11 @@ def _list(array: np.ndarray) -> tuple[int, ...]:
     return tuple(array.reshape(-1).tolist())
 
 
+def shape_of(node: Node, shape: list[int]) -> np.ndarray:
+    """What a Shape gives for a value of this shape."""
+    return np.array(shape[node.number("start", 0) : node.number("end", len(shape))], np.int64)
+
+
 def _reshape(node: Node, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """A size of 0 stands for that of the input."""
     return x.reshape([x.shape[i] if n == 0 and not node.number("allowzero", 0) else n for i, n in enumerate(_list(shape))])
@@ -173,19 +194,49 @@ def _cast(node: Node, x: np.ndarray) -> np.ndarray:
     to = node.number("to", 1)  # CastLike: whatever it shall be like, here that is floats
     if to not in TYPES or to == BFLOAT16:
         raise ValueError
-    with np.errstate(all="ignore"):
-        return x.astype(TYPES[to])
+    return x.astype(TYPES[to])
 
 
 def _axes(node: Node, axes: np.ndarray | None) -> tuple[int, ...]:
     return tuple(node.integers("axes") or ()) if axes is None else _list(axes)
 
 
+def _slice(node: Node, x: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
+    """starts, ends, axes, steps; older versions have them as attributes."""
+    lists = [_list(array) for array in inputs] or [tuple(node.integers(name) or ()) for name in ("starts", "ends", "axes")]
+    starts, ends, *rest = lists
+    axes = rest[0] if rest and rest[0] else range(len(starts))
+    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+    where = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        where[axis] = slice(start, end, step)
+    return x[tuple(where)]
+
+
+def _gather(node: Node, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    if x.ndim != 1:
+        raise ValueError
+    return x[indices]
+
+
+def _divide(node: Node, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whole numbers are rounded towards 0."""
+    return np.trunc(x / y).astype(x.dtype) if x.dtype.kind in "iu" else x / y
+
+
+BROADCAST = ("Expand", "Add", "Sub", "Mul", "Div")
 COMPUTED: dict[str, Callable[..., np.ndarray]] = {
     "Identity": lambda node, x: x,
     "Cast": _cast,
     "CastLike": _cast,
-    "Shape": lambda node, x: np.array(x.shape[node.number("start", 0) : node.number("end", x.ndim)], np.int64),
+    "Shape": lambda node, x: shape_of(node, list(x.shape)),
+    "ConstantOfShape": lambda node, x: x,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Add": lambda node, x, y: x + y,
+    "Sub": lambda node, x, y: x - y,
+    "Mul": lambda node, x, y: x * y,
+    "Div": _divide,
     "Expand": lambda node, x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, _list(shape))),
     "Concat": lambda node, *xs: np.concatenate(xs, node.number("axis", 0)),
     "Reshape": _reshape,
@@ -193,4 +244,4 @@ COMPUTED: dict[str, Callable[..., np.ndarray]] = {
     "Squeeze": lambda node, x, axes=None: x.squeeze(_axes(node, axes) or None),
     "Unsqueeze": lambda node, x, axes=None: np.expand_dims(x, _axes(node, axes)),
 }
-"""What exporters leave to be computed from constants."""
+"""What exporters leave to be computed from constants, and from the shapes of values."""
