@@ -356,7 +356,7 @@ def test_the_shards_of_a_tensorflow_js_model_are_fetched_from_beside_it(server, 
 def test_a_whole_tensorflow_js_model_arrives(tmp_path):
     graph = network(input_shape=[32, 32, 3])[0]
     (tmp_path / "site").mkdir()
-    test_importers_tfjs.write(tmp_path / "site", graph, shard=300_000)
+    test_importers_tfjs.write(tmp_path / "site", graph, shard=200_000)
     shards = len([*(tmp_path / "site").iterdir()]) - 1
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
