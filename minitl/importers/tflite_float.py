@@ -61,7 +61,7 @@ def dequantise(model: Model, tensor: Tensor) -> np.ndarray:
     wide = np.float64 if tensor.dtype.itemsize > 2 else np.float32  # in which differences are exact
     scale, zero_point = (a.astype(wide).reshape(axes) for a in (quantisation.scale, quantisation.zero_point))
     with np.errstate(over="ignore", invalid="ignore"):
-        values = tensor.data.astype(wide)
+        values: np.ndarray = tensor.data.astype(wide)
         values -= zero_point
         values *= scale
         return values.astype(np.float32, copy=False)
