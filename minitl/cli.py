@@ -820,11 +820,13 @@ def pull_weights(arguments: argparse.Namespace) -> int:
     from . import pull
     from .manifest import ENTRIES
 
-    entry = ENTRIES.get(arguments.name or "")
+    if not arguments.name:
+        arguments.usage_error("pull what? `minitl weights` lists the names")
+    entry = ENTRIES.get(arguments.name)
     if entry is None:
-        close = [name for name in ENTRIES if arguments.name and arguments.name.lower() in name.lower()][:3]
+        close = [name for name in ENTRIES if arguments.name.lower() in name.lower()][:3]
         hint = f"did you mean {', '.join(close)}?" if close else "`minitl weights` lists the names"
-        raise MinitlError(f"weights pull: no weights are called {arguments.name!r}; {hint}")
+        raise MinitlError(f"no weights are called {arguments.name!r}; {hint}")
     if arguments.to:
         check_output(Path(arguments.to))
     console = Console(arguments.json)

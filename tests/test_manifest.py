@@ -75,6 +75,7 @@ def test_a_name_that_was_not_fetched_says_how(capsys, tmp_path):
     assert "not been fetched yet" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert cli.main(["weights", "pull", "mobilenet_v2_0.35_96"]) == 1
     assert "did you mean keras-mobilenet_v2_0.35_96" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["weights", "coral", "extra"])
-    assert stop.value.code == 2
+    for words in (["coral", "extra"], ["pull"], ["coral", "--to", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["weights", *words])
+        assert stop.value.code == 2
