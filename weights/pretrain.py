@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 import minitl
-from minitl import training
+from minitl import heads, training
 from minitl.augment import MARGIN, Augmentation, augmented_batch
 from minitl.checkpoints import Checkpoint, Stopped
 from minitl.drawing import CHART, WIDTH, Page, draw_chart, duration
@@ -54,6 +54,9 @@ VAL_SHARE = 0.05
 SETTINGS = Settings(epochs=100, batch=128, rate=0.3, decay=4e-5, warmup=2.0, average=0.9995, patience=10**6)
 """SGD with Nesterov momentum; the rate falls along half a cosine. No smoothing: it makes features that transfer less (Kornblith
 et al. 2021, arXiv:2010.16402)."""
+
+IMPRINTED = 40
+"""Photos of each class for the first classifier on weights that are pretrained."""
 
 AUGMENT = "mirror,crop=0.4,colour=0.3"
 
@@ -163,13 +166,13 @@ class Views:
         return {INPUT: self.recipe.normalise(self.pixels(indices, self.view(epoch), size))}
 
 
-class Validation:
-    """A training.Source: the validation photos as the network will see photos."""
+class Plain:
+    """A training.Source: some of the photos as the network will see photos."""
 
     ahead = 0
 
-    def __init__(self, photos: Photos, recipe: Recipe) -> None:
-        self.photos, self.recipe, self.index = photos, recipe, np.flatnonzero(photos.in_val)
+    def __init__(self, photos: Photos, recipe: Recipe, index: Array) -> None:
+        self.photos, self.recipe, self.index = photos, recipe, index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -235,6 +238,14 @@ def rebuilt(model: Model, classes: Sequence[str], size: int | None, seed: int) -
         arguments = content.arguments | {"input_shape": [size, size, 3]}
         model = Model(replace(content, arguments=arguments, recipe=replace(content.recipe, height=size, width=size), calibration={}))
     return model.replace_head(classes, seed)
+
+
+def imprinted(model: Model, photos: Photos) -> None:
+    """A first classifier on pretrained weights, so that the first steps send no nonsense into them."""
+    chosen = [np.flatnonzero((photos.labels == label) & ~photos.in_val)[:IMPRINTED] for label in range(len(photos.classes))]
+    some = Plain(photos, model.recipe, np.concatenate(chosen))
+    features = [model.features(some.feeds(slice(i, i + 64))[INPUT]) for i in range(0, len(some), 64)]
+    heads.imprint(model, np.concatenate(features), photos.labels[some.index])
 
 
 def write_curve(folder: Path, epochs: Sequence[Epoch], best: int) -> None:
@@ -304,11 +315,13 @@ def run(options: argparse.Namespace) -> int:
         raise MinitlError("--teacher answers for a fixed number of views: add, for example, --views 8")
     augmentation = Augmentation.parse(options.augment)
     train = Views(photos, sizes, settings.epochs, options.views, augmentation, model.recipe, settings.seed)
-    val = Validation(photos, model.recipe)
+    val = Plain(photos, model.recipe, np.flatnonzero(photos.in_val))
     labels, val_labels = photos.labels[train.index], photos.labels[val.index]
     print(f"{len(train):,} training photos, {len(val):,} validation photos, {len(photos.classes)} classes, kept at {photos.side} x "
           f"{photos.side} pixels ({duration(time.monotonic() - started)})", flush=True)  # fmt: skip
 
+    if model.pretrained:
+        imprinted(model, photos)
     depends = {
         "version": minitl.__version__,
         "photos": hashed(sorted(photos.digests)),
