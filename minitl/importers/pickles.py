@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from ..errors import MinitlError
 from .safetensors import BFLOAT16
 
-MOST_STEPS = 2_000_000
+MOST_STEPS = 500_000  # instructions; a state_dict needs about 35 for each tensor
 STORAGES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": BFLOAT16, "LongStorage": "<i8",
     "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1", "ByteStorage": "|u1", "BoolStorage": "|b1",
@@ -60,12 +60,13 @@ class Tensor:
 class Table:
     """A dict of a pickle: pairs in order, keys not hashed."""
 
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Any, Any]] = []
+    def __init__(self, pairs: list[Any] | None = None) -> None:
+        self.pairs = [] if pairs is None else pairs
 
     def texts(self) -> dict[str, Any]:
         """The entries that are called by a text."""
-        return {key: value for key, value in self.pairs if isinstance(key, str)}
+        pairs = [pair for pair in self.pairs if isinstance(pair, (list, tuple)) and len(pair) == 2]
+        return {key: value for key, value in pairs if isinstance(key, str)}
 
 
 CONSTANTS: dict[bytes, Any] = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
@@ -212,13 +213,7 @@ class Machine:
         if called is None or type(arguments) is not tuple:
             self.refuse("calls what is no name")
         if called == TABLE and len(arguments) <= 1:
-            table = Table()
-            for pair in self._is(arguments[0], list) if arguments else ():  # as Python 2 wrote it
-                self.steps += 1
-                if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                    raise ValueError
-                table.pairs.append((pair[0], pair[1]))
-            return table
+            return Table(self._is(arguments[0], list) if arguments else None)  # a list of pairs: as Python 2 wrote it
         if called == TENSOR and len(arguments) >= 4 and isinstance(arguments[0], Storage):
             return Tensor(*arguments[:4])
         if called == PARAMETER and arguments and isinstance(arguments[0], Tensor):

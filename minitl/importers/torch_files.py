@@ -8,10 +8,10 @@ Source: torch/serialization.py.
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,47 +42,52 @@ def read(data: bytes, what: str) -> tuple[dict[str, np.ndarray], list[str], list
     if not isinstance(root, Table):
         raise MinitlError(f"{what} holds no table of tensors, expected a state_dict: {ADVICE}")
     found, beside = root.texts(), []
-    inside = {name: value.texts() for name, value in found.items() if isinstance(value, Table)}
-    tables = [name for name, table in inside.items() if any(isinstance(value, Tensor) for value in table.values())]
+    known: dict[int, bool] = {}  # of a table that is there many times, only the first is looked into
+    for value in found.values():
+        if isinstance(value, Table) and id(value) not in known:
+            known[id(value)] = any(isinstance(inner, Tensor) for inner in value.texts().values())
+    tables = [name for name, value in found.items() if known.get(id(value))]
     flat = any(isinstance(value, Tensor) for value in found.values())
     if chosen := next((name for name in (*WRAPPERS, *([] if flat else tables)) if name in tables), None):
         notes.append(f"weights taken from its {chosen!r}" + "".join(f", not from {name!r}" for name in tables if name != chosen))
-        beside, found = [name for name in found if name != chosen], inside[chosen]
+        beside, found = [name for name in found if name != chosen], found[chosen].texts()
     elif not flat:
         raise MinitlError(f"{what} has no tensors in {', '.join(list(found)[:8]) or 'its empty table'}, expected a state_dict: {ADVICE}")
-    used = 0
+    left = 2 * len(data) + 4096  # bytes: a small file must not become large arrays
     tensors: dict[str, np.ndarray] = {}
     for name, value in found.items():
-        if not isinstance(value, Tensor):
+        if isinstance(value, Tensor):
+            tensors[name] = _array(value, rows, left, f"{what}: tensor {name!r:.80}")
+            left -= tensors[name].nbytes
+        else:
             beside.append(name)
-            continue
-        tensors[name] = _array(value, rows, f"{what}: tensor {name!r:.80}")
-        used += tensors[name].nbytes
-        if used > 2 * len(data) + 4096:  # a small file must not become large arrays
-            raise MinitlError(f"{what} is damaged: its tensors share their numbers")
     return tensors, beside, notes
 
 
-def _array(tensor: Tensor, rows: dict[str, memoryview], what: str) -> np.ndarray:
-    """The window as an array, once it is known to lie within its storage."""
+def _array(tensor: Tensor, rows: dict[str, memoryview], left: int, what: str) -> np.ndarray:
+    """The window as an array, once it is known to lie within its storage, and to have no more bytes than are left."""
     row, storage = rows.get(tensor.storage.key), tensor.storage
     dtype = np.dtype("<u2" if storage.dtype == BFLOAT16 else storage.dtype)
     if row is None or len(row) != storage.size * dtype.itemsize:
         raise MinitlError(f"{what} lies in storage {storage.key!r:.40}, which is missing or not {storage.size} numbers of {dtype} long")
-    sides = [tensor.shape, tensor.strides]
-    if not all(type(n) is int and 0 <= n <= storage.size for n in (tensor.offset, *_numbers(sides))) or len(sides[0]) != len(sides[1]):
-        raise MinitlError(f"{what} has a shape, strides or an offset that are no numbers up to {storage.size}: the file is damaged")
-    if 0 not in tensor.shape and tensor.offset + sum((n - 1) * s for n, s in zip(*sides, strict=True)) >= storage.size:
+    shape, strides = _whole_numbers(tensor.shape), _whole_numbers(tensor.strides)
+    if shape is None or strides is None or len(shape) != len(strides) or _whole_numbers((tensor.offset,)) is None:
+        raise MinitlError(f"{what} has a shape, strides or an offset that are no whole numbers: the file is damaged")
+    if 0 in shape:
+        return np.zeros((0,) * len(shape), dtype)
+    if tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) >= storage.size:
         raise MinitlError(f"{what} ends behind its storage of {storage.size} numbers: the file is damaged")
-    steps = tuple(s * dtype.itemsize for s in tensor.strides)
-    array = np.ndarray(tensor.shape, dtype, row, tensor.offset * dtype.itemsize, steps)
+    if math.prod(shape) * dtype.itemsize > left:
+        raise MinitlError(f"{what} and those before it share their numbers: the file is damaged")
+    steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(shape, strides, strict=True))
+    array = np.ndarray(shape, dtype, row, tensor.offset * dtype.itemsize, steps)
     return from_bfloat16(array) if storage.dtype == BFLOAT16 else array
 
 
-def _numbers(sides: list[Any]) -> Iterator[Any]:
-    """What two tuples hold; something that is no number in place of what is no short tuple."""
-    for side in sides:
-        yield from side if isinstance(side, tuple) and len(side) <= MOST_AXES else (None,)
+def _whole_numbers(found: Any) -> tuple[int, ...] | None:
+    """A short tuple of numbers from 0, or None for anything else."""
+    fine = isinstance(found, tuple) and len(found) <= MOST_AXES and all(type(n) is int and n >= 0 for n in found)
+    return found if fine else None
 
 
 def _archive(data: bytes, what: str) -> tuple[Any, dict[str, memoryview]]:

@@ -226,13 +226,15 @@ def own(arrays: dict[str, np.ndarray], text: str, what: str) -> Imported:
         if any(array.dtype != np.float32 for array in arrays.values()):
             raise MinitlError("its arrays are no float32")
         loaded = build(architecture, **arguments).load(arrays).arrays()
-        complete_arguments = complete(architecture, arguments)
+        arguments = complete(architecture, arguments)
+        if (recipe.height, recipe.width) != tuple(arguments["input_shape"][:2]) or (classes and len(classes) != arguments["classes"]):
+            raise MinitlError("its recipe or its classes are of another network: the file was changed")
     except MinitlError as problem:
         raise MinitlError(f"{what}: {problem}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise MinitlError(f"{what} is damaged: its metadata is not what minitl writes") from None
     if bad := next((name for name, array in loaded.items() if not np.isfinite(array).all()), None):
         raise MinitlError(f"{what} is damaged: {bad} holds numbers that are NaN or infinite")
     mapping = [(name, name) for name in loaded]
     origin = {**provenance, "format": "safetensors", "notes": notes}
-    return Imported(architecture, complete_arguments, loaded, recipe, classes, origin, mapping)
+    return Imported(architecture, arguments, loaded, recipe, classes, origin, mapping)
