@@ -24,7 +24,7 @@ FOREIGN = "a Keras .h5, a PyTorch .pth, a .safetensors, .onnx or .tflite file, T
 def printable(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """A path as one line that any output can hold: bytes that are no text, line breaks and the like become question marks."""
     text = os.fsdecode(path).encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def cache_folder() -> Path:

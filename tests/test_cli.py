@@ -26,6 +26,7 @@ from minitl.cli import OUTPUTS, main
 from minitl.demo_pictures import draw_photos
 from minitl.images import read_photo
 from minitl.importers import tflite_int8
+from minitl.model import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = ["--weights", small_models.SMALL]
@@ -996,8 +997,13 @@ def test_bad_weights_are_mistakes(run, photos, trained, tmp_path):
                       ["train", photos, "-o", tmp_path / "o", "--weights", path]):  # fmt: skip
             fails(run(*words), 1, word)
     fails(run("info", photo), 1, "JPEG")
-    fails(run("train", photos, "-o", tmp_path / "o"), 1, "--weights is missing")
     assert not {"x.h", "x.npz", "v"} & set(os.listdir(tmp_path)) and content(tmp_path / "o") == {}
+
+
+def test_without_weights_the_backbone_that_comes_with_minitl_is_used(run, photos, tmp_path):
+    assert run("train", photos, "-o", tmp_path / "o", "--epochs", "2").code == 0
+    assert minitl.load(tmp_path / "o" / "model.npz").provenance["backbone"] == minitl.load(BUNDLED).provenance
+    assert cli.parser().parse_args(["train", "x", "-o", "y"]).weights == BUNDLED
 
 
 @needs_shared

@@ -43,7 +43,7 @@ def curve(out):
 def test_a_run_leaves_a_backbone_that_knows_its_classes_and_a_curve(pretrain, photos, tmp_path):
     assert run(pretrain, photos, tmp_path, "--sizes", "32,64") == 0
     model = load(tmp_path / "backbone.npz")
-    assert model.classes == ["apple", "banana", "cucumber"] and "3 epochs" in model.provenance["trained"]
+    assert model.classes == ["apple", "banana", "cucumber"] and "3 epochs" in model.provenance["trained"] and model.pretrained
     assert [int(line["epoch"]) for line in curve(tmp_path)] == [1, 2, 3]
     assert (tmp_path / "curve.png").stat().st_size > 1000
     assert all(np.array_equal(a, a.astype(np.float16)) for a in model.graph.arrays().values()), "half precision"

@@ -268,6 +268,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, help="folders or .tar archives: [train|val/]CLASS/photo")
+    parser.add_argument("--licence", help="of the weights; travels with them")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--weights", default="random:mobilenet_v1_0.25_96", help="the network, or a file to start from")
     parser.add_argument("--size", type=int, help="pixels a side, where they are to differ from the network's")
@@ -356,9 +357,10 @@ def run(options: argparse.Namespace) -> int:
     def write_model(params: dict, history: training.History) -> None:
         best = history.epochs[history.best - 1]
         now, graph.params = graph.params, params
-        content = model.note(trained=describe(options, photos, best)).content()
+        content = model.content()
+        origin = describe(options, photos, best) | ({"backbone": content.provenance["backbone"]} if model.pretrained else {})
         halves = {name: array.astype(np.float16) for name, array in content.arrays.items()}
-        write_atomically(options.out / "backbone.npz", to_bytes(replace(content, arrays=halves)))
+        write_atomically(options.out / "backbone.npz", to_bytes(replace(content, arrays=halves, provenance=origin)))
         graph.params = now
 
     def report(line: Epoch, left: float) -> None:
@@ -374,14 +376,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe(options: argparse.Namespace, photos: Photos, best: Epoch) -> str:
+def describe(options: argparse.Namespace, photos: Photos, best: Epoch) -> dict[str, str]:
     """What the file says about itself."""
     val = np.count_nonzero(photos.in_val)
-    return (
-        f"weights/pretrain.py of minitl {minitl.__version__}: {len(photos.in_val) - val:,} photos of {len(photos.classes)} classes, "
-        f"{options.epochs} epochs, the one with the lowest validation loss ({best.epoch}): accuracy {100 * best.val_accuracy:.1f} % "
-        f"on {val:,} photos"
-    )
+    teacher = f", taught by {Path(options.teacher).name} ({options.views} views of each photo)" if options.teacher else ""
+    return {
+        "source": f"weights/pretrain.py of minitl {minitl.__version__}, from {Path(options.weights).name}{teacher}",
+        "trained": f"{len(photos.in_val) - val:,} photos of {len(photos.classes)} classes, {options.epochs} epochs; kept: epoch {best.epoch}, "
+        f"with the lowest validation loss and an accuracy of {100 * best.val_accuracy:.1f} % on {val:,} photos",
+        **({"licence": options.licence} if options.licence else {}),
+    }
 
 
 if __name__ == "__main__":
