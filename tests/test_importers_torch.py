@@ -288,6 +288,20 @@ def test_safetensors_sorts_by_name_and_the_order_is_found_again(tmp_path, name):
     assert names != list(state), "the package sorts them"
 
 
+def test_numbers_within_names_that_are_sorted_are_counted_and_hidden_layers_are_found(tmp_path, state):
+    torch = pytorch()
+    numbered = {name.replace("model.", "net.block") if name.startswith("model") else name: array for name, array in state.items()}
+    wide = len(state["fc.bias"])
+    numbered |= {"fc2.weight": torch.ones(2, wide), "fc2.bias": torch.zeros(2)}
+    (tmp_path / "x.safetensors").write_bytes(safetensors.write({name: array.numpy() for name, array in numbered.items()}, {}))
+    order = list(safetensors.read((tmp_path / "x.safetensors").read_bytes(), "x")[0])
+    assert order.index("net.block10.0.weight") < order.index("net.block2.0.weight")
+    imported = importers.read(tmp_path / "x.safetensors")
+    equal(imported, numbered)
+    assert imported.arguments["hidden"] == [wide] and imported.arguments["classes"] == 2
+    assert any("ReLU between the dense layers" in note for note in imported.provenance["notes"])
+
+
 def test_inception_under_torchvisions_names_has_its_gammas_in_the_kernels():
     graph, _ = network("inception_v3", alpha=ALPHA, input_shape=[128, 128, 3])
     pool = [f"branch3x3dbl_{i}" for i in (1, 2, 3)]

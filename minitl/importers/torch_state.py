@@ -69,6 +69,7 @@ def convert(tensors: Mapping[str, np.ndarray], beside: list[str], notes: list[st
     has_norms = any(name.endswith("running_mean") for name in weights)
     assumed = [f"padding as in {'TensorFlow' if padding == 'same' else 'PyTorch'}"] if architecture != "inception_v3" else []
     assumed += [f"BatchNorm's epsilon {known['epsilon']:g}"] if has_norms else []
+    assumed += ["ReLU between the dense layers"] if arguments["hidden"] else []
     assumed += ["ReLU6"] if arguments.get("activation") == "relu6" else []
     notes.append(f"assumed, since no tensor says it, from names like {maker}'s: {', '.join(assumed) or 'preprocessing'}")
     if arguments["classes"] == 1001:
@@ -137,7 +138,8 @@ def _layers(tensors: Mapping[str, np.ndarray], what: str) -> list[Seen]:
             if not seen or seen[-1].norm or set(shapes.values()) != {(seen[-1].channels,)}:
                 after = f"{seen[-1].label} of {seen[-1].channels} channels" if seen else "nothing"
                 raise MinitlError(
-                    f"{what}: {label} is a BatchNorm of shape {shapes['running_mean']} and follows {after}, no such convolution"
+                    f"{what}: {label} is a BatchNorm of shape {shapes['running_mean']} and follows {after}, no such convolution; "
+                    "if its names have lost the order of the network, save the state_dict as .pth, which keeps it"
                 )
             if not {"running_mean", "running_var", "bias"} <= found.keys():
                 raise MinitlError(f"{what}: {label} is a BatchNorm with {', '.join(found)} only, expected {', '.join(STATISTICS)}")
@@ -194,6 +196,8 @@ def _in_order(modules: list[str]) -> list[str]:
         if all(word.isdecimal() and len(word) < 9 for word in words):
             return {word: int(word) for word in words}
         known = next((order for order in ORDERS if words.keys() <= set(order)), None)
+        if known is None and list(words) == sorted(words):  # block1, block10, block2: sorted by safetensors
+            known = tuple(sorted(words, key=lambda word: [text.zfill(20) for text in re.findall(r"[0-9]+|[^0-9]+", word)]))
         return {word: known.index(word) for word in words} if known else words
 
     ranked = {parent: ranks(words) for parent, words in children.items()}
