@@ -382,7 +382,7 @@ def describe(options: argparse.Namespace, photos: Photos, best: Epoch) -> dict[s
     teacher = f", taught by {Path(options.teacher).name} ({options.views} views of each photo)" if options.teacher else ""
     return {
         "source": f"weights/pretrain.py of minitl {minitl.__version__}, from {Path(options.weights).name}{teacher}",
-        "trained": f"{len(photos.in_val) - val:,} photos of {len(photos.classes)} classes, {options.epochs} epochs; kept: epoch {best.epoch}, "
+        "trained": f"{len(photos.in_val) - val:,} photos of {len(photos.classes)} classes, {options.epochs} epochs; kept: {best.epoch}, "
         f"with the lowest validation loss and an accuracy of {100 * best.val_accuracy:.1f} % on {val:,} photos",
         **({"licence": options.licence} if options.licence else {}),
     }
