@@ -560,3 +560,64 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
         (tmp_path / "x").write_bytes(data[: rng.randrange(1, len(data))])
         with pytest.raises(MinitlError):
             importers.read(tmp_path / "x")
+
+
+def exchange(model, rng):
+    """Parts of a graph put into the place of others: every field has its right type, and the whole makes no sense."""
+    graph = model.graph
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        node, other = rng.choice(graph.node), rng.choice(graph.node)
+        kind = rng.randrange(8)
+        if kind == 0:
+            node.op_type = rng.choice(
+                ["Shape", "Concat", "Add", "Mul", "Reshape", "Slice", "ReduceMean", "Pad", "MaxPool", "AveragePool", "Cast"]
+            )
+        elif kind == 1 and node.input:
+            node.input[rng.randrange(len(node.input))] = rng.choice([*other.input, *other.output, "", "image"])
+        elif kind == 2:
+            node.input.extend(other.input)
+        elif kind == 3:
+            del node.input[rng.randrange(len(node.input) + 1) :]
+        elif kind == 4:
+            node.attribute.extend(other.attribute)
+        elif kind == 5 and node.attribute:
+            attribute = rng.choice(node.attribute)
+            attribute.i, attribute.f = rng.choice([-1, 0, 1, 2, 1 << 40, -(1 << 63)]), rng.choice([0.0, -1.0, float("nan"), 1e30])
+            attribute.ints.extend([rng.choice([-1, 0, 3, 1 << 40])])
+        elif kind == 6:
+            graph.node.insert(rng.randrange(len(graph.node)), other)
+        else:
+            tensor, another = rng.choice(graph.initializer), rng.choice(graph.initializer)
+            tensor.dims[:], tensor.raw_data, tensor.data_type = another.dims, another.raw_data, another.data_type
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_graphs_with_their_parts_exchanged_raise_nothing_but_our_error(tmp_path, count):
+    counts = [0, 0]
+    models = [
+        keras_like(network(name, alpha=0.1)[0], arithmetic=True, pads=pads).model()
+        for name, pads in [("mobilenet_v1", "Pad"), ("mobilenet_v2", "pads")]
+    ]
+    for seed in range(count):
+        model = onnx.ModelProto()
+        model.CopyFrom(models[seed % 2])
+        (tmp_path / "x.onnx").write_bytes(exchange(model, random.Random(seed)))
+        try:
+            importers.read(tmp_path / "x.onnx")
+            counts[0] += 1
+        except MinitlError as error:
+            counts[1] += 1
+            assert str(error).isprintable() and len(str(error)) < 600, seed
+    print(f"of {count} graphs {counts[0]} were read, {counts[1]} refused")
+
+
+def test_graphs_that_would_grow_without_end_are_refused_soon(tmp_path):
+    for kind, attributes in [("Concat", {"axis": 1}), ("Add", {})]:
+        file = File([1, 3, 64, 64])
+        x = file.node("Relu", file.node("Conv", "image", file.constant(np.ones((8, 3, 1, 1), np.float32))))
+        for _ in range(2000):
+            x = file.node(kind, x, x, **attributes)
+        file.node("Reshape", x, file.node("Shape", x))
+        with pytest.raises(MinitlError):
+            importers.read(file.save(tmp_path / "x.onnx"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Pair, output_hw, resolve
+from ..geometry import output_hw, resolve
 from ..images import Recipe
 from ..layers import Concat, Dense, GlobalAveragePool
 from . import names
@@ -24,7 +24,7 @@ from .names import IMAGE, Imported
 from .onnx_graph import FLOATS, MOST_TENSORS, Constants, Node, shape_of
 from .protobuf import Message
 
-MOST_NODES = 20_000
+MOST_NODES, LARGEST_SIZE = 20_000, 1 << 20
 SIZE = 224  # of the picture where the file leaves it open
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
@@ -49,15 +49,14 @@ def convert(data: bytes, what: str, beside: Beside) -> Imported:
     if outputs[0] not in walk.last:
         raise walk.fail("its output is not what its last layer computes")
     seen, _, known = walk.walk.finish(outputs[0])
-    input_shape = (*walk.size, 3)
     if walk.folded:
         notes.append("products with constants after a layer were folded into it")
     if not any(s.bias.any() for s in seen if s.norm and s.bias is not None):  # an exporter that does not optimise writes zeros there
         for s in seen:
             s.bias = None if s.norm else s.bias
     paddings = ("same", "keras", "torch") if walk.channels_last else ("torch", "same", "keras")
-    architecture, arguments, arrays, mapping = names.fit(seen, what, input_shape, paddings, **known)
-    recipe = walk.recipe(input_shape, notes)
+    architecture, arguments, arrays, mapping = names.fit(seen, what, walk.size, paddings, **known)
+    recipe = walk.recipe(notes)
     if recipe is None and arguments.get("padding", paddings[0]) == "torch":
         recipe = names.torch_recipe(arguments, notes)
     elif recipe is None:
@@ -72,10 +71,10 @@ class _Walk:
         self.constants, self.walk = constants, Walk({}, what)
         self.fail = self.walk.fail
         self.last: dict[str, bool] = {}  # value -> whether its channels are the last axis
-        self.flat: dict[str, int] = {}  # value -> channels of the image that was flattened to it, channels first
+        self.flat: dict[str, int] = {}  # value -> channels of the image that was flattened to it, 0 if they were the last axis
         self.rows: set[str] = set()  # values that are one row of numbers, no image
         self.aliases: dict[int, list[str]] = {}  # layer -> values that are what it computes
-        self.sizes: list[Pair] = []  # of what the layers compute
+        self.sizes: list[tuple[int, int, int]] = []  # of what the layers compute, see _size
         self.folded = False
         self.scale, self.offset, self.scaled = np.ones(3), np.zeros(3), False
         inputs = [value for value in graph.messages(11, MOST_TENSORS) if value.text(1) not in constants.arrays]
@@ -89,7 +88,7 @@ class _Walk:
         height, width = dims[1:3] if self.channels_last else dims[2:]
         if min(height, width) <= 0:
             height, width = names.size_from_name(what, SIZE, notes)
-        self.size = (height, width)
+        self.size = (height, width, 3)
         self.layer("InputLayer", inputs[0].text(1), [], batch_shape=[None, height, width, 3])
         self.last[inputs[0].text(1)], self.aliases[IMAGE] = self.channels_last, [inputs[0].text(1)]
 
@@ -114,36 +113,47 @@ class _Walk:
             raise self.fail(f"{node.label} computes what is there already, or nothing")
         if self.constants.compute(node):
             return
-        if node.kind == "Shape" and node.inputs[0] in self.last:
-            self.constants.arrays[node.output] = shape_of(node, self._shape(node.inputs[0]))
-            return
         values = [name for name in node.inputs if name in self.last]
+        if node.kind == "Shape" and values:
+            self.constants.arrays[node.output] = shape_of(node, self._shape(values[0]))
+            return
         unknown = [name for name in node.inputs if name and name not in self.last and name not in self.constants.arrays]
         if node.kind not in METHODS:
             raise self.fail(f"{node.label} is of a kind that networks here do not have")
-        if not values or unknown:
+        method = METHODS[node.kind]
+        if not values or unknown or (node.inputs[0] not in self.last and method is not _Walk.arithmetic):
             raise self.fail(f"{node.label} reads {(unknown or node.inputs or [''])[0]!r:.80}, which nothing before it computes")
         if len({self.last[name] for name in values}) > 1:
             raise self.fail(f"{node.label} reads channels as the last axis and as the first")
+        if method not in (_Walk.gemm, _Walk.flatten, _Walk.same) and any(name in self.flat for name in values):
+            raise self.fail(f"{node.label} reads an image that is flattened, expected a dense layer")
         self.last[node.output] = self.last[values[0]]
         self.rows |= {node.output} if values[0] in self.rows else set()
-        METHODS[node.kind](self, node)
+        method(self, node)
         self.aliases.setdefault(self.walk.values[node.output].source, []).append(node.output)
 
     def _shape(self, name: str) -> list[int]:
         """Shape of a value, of one picture."""
         value = self.walk.values[name]
-        for entry in self.walk.seen[len(self.sizes) : value.source + 1]:
-            h, w = self._size(entry.inputs[0]) if entry.inputs else (1, 1)
-            window = entry.window if entry.kernel is None else entry.kernel.shape[:2]
-            if entry.strides is not None and entry.padding is not None and window is not None:
-                h, w = output_hw(h, w, window, entry.strides, resolve(entry.padding, h, w, window, entry.strides))
-            self.sizes.append((1, 1) if entry.kind in (GlobalAveragePool, Dense) else (h, w))
-        (h, w), c, (top, bottom, left, right) = self._size(value.source), self._channels(value.source), value.pads or (0, 0, 0, 0)
+        h, w, c = self._size(value.source)
+        top, bottom, left, right = value.pads or (0, 0, 0, 0)
         h, w = h + top + bottom, w + left + right
         return [1, h * w * c] if name in self.rows else [1, h, w, c] if self.last[name] else [1, c, h, w]
 
-    def _size(self, source: int) -> Pair:
+    def _size(self, source: int) -> tuple[int, int, int]:
+        """Height, width and channels of what a layer computes."""
+        for entry in self.walk.seen[len(self.sizes) : source + 1]:
+            (h, w, c), *others = [self.size if i == IMAGE else self.sizes[i] for i in entry.inputs or ()]
+            window = entry.window if entry.kernel is None else entry.kernel.shape[:2]
+            if entry.strides is not None and entry.padding is not None and window is not None:
+                try:
+                    h, w = output_hw(h, w, window, entry.strides, resolve(entry.padding, h, w, window, entry.strides))
+                except ValueError as problem:
+                    raise self.fail(f"{entry.label}: {problem}") from None
+            c = entry.channels or c + (sum(other[2] for other in others) if entry.kind is Concat else 0)
+            self.sizes.append((1, 1, c) if entry.kind in (GlobalAveragePool, Dense) else (h, w, c))
+            if max(h, w, c) > LARGEST_SIZE:
+                raise self.fail(f"{entry.label} makes an image of {h}x{w} pixels and {c} channels")
         return self.size if source == IMAGE else self.sizes[source]
 
     def _channels_first(self, node: Node) -> None:
@@ -219,31 +229,31 @@ class _Walk:
             raise self.fail(f"{node.label} has {array.size} limits, expected one")
         return float(array.reshape(-1)[0])
 
-    def pool(self, node: Node) -> None:
-        """Averages of all of an image, and of windows; the largest of windows."""
-        if node.kind == "ReduceMean":
-            axes = self.constants.listed(node, "axes", 1)
-            if axes is None or sorted(axis % 4 for axis in axes) != ([1, 2] if self.last[node.inputs[0]] else [2, 3]):
-                raise self.fail(f"{node.label} is over the axes {axes}, expected height and width")
-            self.layer("GlobalAveragePooling2D", node.output, node.inputs[:1])
-            self.rows |= set() if node.number("keepdims", 1) else {node.output}
-            return
-        self._channels_first(node)
+    def mean(self, node: Node) -> None:
+        """The average of all of an image."""
+        first, axes = not self.last[node.inputs[0]], self.constants.listed(node, "axes", 1)
+        if node.kind == "ReduceMean" and (axes is None or sorted(axis % 4 for axis in axes) != ([2, 3] if first else [1, 2])):
+            raise self.fail(f"{node.label} is over the axes {axes}, expected height and width")
         if node.kind == "GlobalAveragePool":
-            self.layer("GlobalAveragePooling2D", node.output, node.inputs[:1])
+            self._channels_first(node)
+        self.layer("GlobalAveragePooling2D", node.output, node.inputs[:1])
+        self.rows |= set() if node.number("keepdims", 1) else {node.output}
+
+    def pool(self, node: Node) -> None:
+        """Averages of windows, or the largest of each."""
+        self._channels_first(node)
+        window, pads = node.integers("kernel_shape") or [0, 0], node.integers("pads") or [0] * 4
+        strides = node.integers("strides") or [1, 1]
+        if window == strides == [1, 1] and not any(pads):  # torchvision's VGG16 averages 7x7 pixels to 7x7
+            self.same(node)
             return
-        if node.number("ceil_mode", 0) or (node.kind == "AveragePool" and any(node.integers("pads") or [])):
-            raise self.fail(f"{node.label} rounds its size up, or averages over zeros around the image")
-        if (
-            node.integers("kernel_shape") == [1, 1]
-            and (node.integers("strides") or [1, 1]) == [1, 1]
-            and not any(node.integers("pads") or [])
-        ):
-            self.same(node)  # torchvision's VGG16 averages 7x7 pixels to 7x7
-            return
-        source, window = self._window(node)
-        kind = "AveragePooling2D" if node.kind == "AveragePool" else "MaxPooling2D"
-        self.layer(kind, node.output, [source], pool_size=node.integers("kernel_shape"), **window)
+        source, config = self._window(node)
+        average, zeros = node.kind == "AveragePool", node.number("count_include_pad", 0)
+        if average and not zeros and strides == [1, 1] and pads == [(n - 1) // 2 for n in window] + [n // 2 for n in window]:
+            source, config["padding"] = node.inputs[0], "same"  # Keras, too, takes no zeros into its averages
+        if node.number("ceil_mode", 0) or (average and zeros and config["padding"] == "same"):
+            raise self.fail(f"{node.label} rounds its size up, or takes zeros around the image into its averages")
+        self.layer("AveragePooling2D" if average else "MaxPooling2D", node.output, [source], pool_size=window, **config)
 
     def concat(self, node: Node) -> None:
         """Images side by side, channel after channel."""
@@ -299,17 +309,16 @@ class _Walk:
             entry.bias, entry.names["bias"] = by + (0 if entry.bias is None else entry.bias), name
             return
         self.constants.take(entry.kernel.size)
-        entry.kernel, self.folded = entry.kernel * by, True
-        entry.bias = None if entry.bias is None else entry.bias * by
+        with np.errstate(all="ignore"):
+            entry.kernel, self.folded = entry.kernel * by, True
+            entry.bias = None if entry.bias is None else entry.bias * by
 
     def _rescale(self, by: np.ndarray, scales: bool) -> None:
         self.scaled = True
-        if scales:
-            self.scale, self.offset = self.scale * by, self.offset * by
-        else:
-            self.offset = self.offset + by
+        with np.errstate(all="ignore"):
+            self.scale, self.offset = (self.scale * by, self.offset * by) if scales else (self.scale, self.offset + by)
 
-    def recipe(self, shape: tuple[int, int, int], notes: list[str]) -> Recipe | None:
+    def recipe(self, notes: list[str]) -> Recipe | None:
         """What the first nodes do to the picture, if anything: to pixels 0..255, or 0..1 if that is what they bring near to 0."""
         if not self.scaled:
             return None
@@ -319,7 +328,7 @@ class _Walk:
         notes.append(f"preprocessing from the first nodes, for pixels {'0 to 255' if whole else '/ 255'}; centre crop 0.875 assumed")
         pixel = 1.0 if whole else 255.0
         mean, std = ([float(f"{v:.6g}") for v in values] for values in (-self.offset * pixel / self.scale, pixel / self.scale))
-        return Recipe(shape[0], shape[1], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+        return Recipe(*self.size[:2], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
     # ---- what moves numbers
 
@@ -329,18 +338,10 @@ class _Walk:
         if node.kind == "Flatten" and node.number("axis", 1) != 1:
             raise self.fail(f"{node.label} begins at axis {node.number('axis', 1)}, expected 1")
         self.rows.add(node.output)
-        if not value.pooled and not self.last[node.inputs[0]]:
-            self.flat[node.output] = self._channels(value.source)
+        if node.inputs[0] in self.flat or not value.pooled:
+            channels = 0 if self.last[node.inputs[0]] else self._size(value.source)[2]
+            self.flat[node.output] = self.flat.get(node.inputs[0], channels)
         self.layer("Flatten", node.output, node.inputs[:1])
-
-    def _channels(self, source: int) -> int:
-        """Channels of what a layer computes."""
-        if source == IMAGE:
-            return 3
-        entry = self.walk.seen[source]
-        if entry.kernel is not None or not entry.inputs:
-            return entry.channels
-        return sum(map(self._channels, entry.inputs if entry.kind is Concat else entry.inputs[:1]))
 
     def transpose(self, node: Node) -> None:
         """Channels from the last axis to the one after the batch, or back."""
@@ -352,6 +353,8 @@ class _Walk:
 
     def same(self, node: Node) -> None:
         """The same numbers."""
+        if node.kind == "Cast" and node.number("to", 1) not in FLOATS:
+            raise self.fail(f"{node.label} makes whole numbers of what a layer computes")
         self.layer("Dropout", node.output, node.inputs[:1])
         if node.inputs[0] in self.flat:
             self.flat[node.output] = self.flat[node.inputs[0]]
@@ -368,12 +371,13 @@ METHODS: dict[str, Callable[[_Walk, Node], None]] = {
     "BatchNormalization": _Walk.norm,
     "Relu": _Walk.clip,
     "Clip": _Walk.clip,
-    **dict.fromkeys(("GlobalAveragePool", "ReduceMean", "AveragePool", "MaxPool"), _Walk.pool),
+    **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _Walk.mean),
+    **dict.fromkeys(("AveragePool", "MaxPool"), _Walk.pool),
     "Concat": _Walk.concat,
     "Pad": _Walk.pad,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _Walk.arithmetic),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _Walk.flatten),
     "Transpose": _Walk.transpose,
-    **dict.fromkeys(("Identity", "Cast", "CastLike", "Dropout"), _Walk.same),
+    **dict.fromkeys(("Identity", "Cast", "Dropout"), _Walk.same),
     "Softmax": _Walk.softmax,
 }
