@@ -49,7 +49,8 @@ def read(data: bytes, what: str) -> tuple[dict[str, np.ndarray], list[str], list
     tables = [name for name, value in found.items() if known.get(id(value))]
     flat = any(isinstance(value, Tensor) for value in found.values())
     if chosen := next((name for name in (*WRAPPERS, *([] if flat else tables)) if name in tables), None):
-        notes.append(f"weights taken from its {chosen!r}" + "".join(f", not from {name!r}" for name in tables if name != chosen))
+        others = [f", not from {name!r:.40}" for name in tables if name != chosen]
+        notes.append(f"weights taken from its {chosen!r:.40}{''.join(others[:3])}")
         beside, found = [name for name in found if name != chosen], found[chosen].texts()
     elif not flat:
         raise MinitlError(f"{what} has no tensors in {', '.join(list(found)[:8]) or 'its empty table'}, expected a state_dict: {ADVICE}")

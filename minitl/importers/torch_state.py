@@ -47,8 +47,9 @@ METADATA = "minitl"
 
 def convert(tensors: Mapping[str, np.ndarray], beside: list[str], notes: list[str], what: str, format: str) -> Imported:
     """The network of these tensors. beside: what else the file holds; `what` is its name. Raises MinitlError."""
-    if len(tensors) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in tensors):
-        raise MinitlError(f"{what} is another network: it has {len(tensors)} tensors, or names longer than {LONGEST_NAME} characters")
+    count = len(tensors) + len(beside)
+    if count > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in [*tensors, *beside]):
+        raise MinitlError(f"{what} is another network: it has {count} tensors, or names longer than {LONGEST_NAME} characters")
     weights = {name: array for name, array in tensors.items() if not NO_WEIGHTS.search(name)}
     unused = [name for name in tensors if name not in weights] + beside
     seen = _layers(weights, what)
