@@ -19,7 +19,7 @@ from typing import TypeVar
 from .. import zips
 from ..errors import MinitlError
 from ..files import FOREIGN, printable
-from . import hdf5, keras_h5, onnx, safetensors, tarball, tfjs, tflite, tflite_float, torch_files, torch_state
+from . import hdf5, keras_archive, keras_h5, onnx, safetensors, tarball, tfjs, tflite, tflite_float, torch_files, torch_state
 from .beside import Beside
 from .names import Imported
 
@@ -84,6 +84,8 @@ def _archive(data: bytes, name: str) -> Imported:
         raise MinitlError(f"{name} is a damaged ZIP archive ({problem!s:.200}); download or save it again") from None
     if any(entry.endswith("/data.pkl") for entry in inside):
         return torch_state.convert(*torch_files.read(data, name), name, "torch")
+    if keras_archive.CONFIG in inside:
+        return keras_h5.convert_archive(data, name)
     raise MinitlError(f"cannot read {name}: expected {FOREIGN}, found a ZIP archive of {', '.join(inside[:5])}")
 
 

@@ -1,7 +1,8 @@
 """The model_config of a whole Keras model -> the layers it describes, with their weights, connections, strides, padding, activations.
 
-Enters: the JSON of a functional model (Keras 2 and 3) and the arrays by layer name. Leaves: a list of Seen in order, the input's shape,
-epsilon and momentum. Everything in the JSON is checked before use: it may be hostile. Left out: training settings.
+Enters: the JSON of a functional or sequential model (Keras 2 and 3), with models inside of it, and the arrays by layer name. Leaves: a list
+of Seen in order, the input's shape, epsilon and momentum. Everything in the JSON is checked before use: it may be hostile. Left out:
+training settings, layers that are used twice, preprocessing inside the network.
 """
 
 from __future__ import annotations
@@ -14,20 +15,28 @@ import numpy as np
 
 from ..errors import MinitlError
 from ..geometry import Pair
-from ..layers import Add, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, Layer
+from ..layers import Add, AveragePool, Concat, Conv2D, Dense, DepthwiseConv2D, GlobalAveragePool, Layer, MaxPool
 from .names import IMAGE, NORM, Seen
 
 KINDS = {"Conv2D": Conv2D, "DepthwiseConv2D": DepthwiseConv2D, "Dense": Dense}
-PASS = ("Dropout", "Flatten", "Reshape")  # the values go through unchanged; their order matters only before pooling
+JOINS: dict[str, type[Layer]] = {"Add": Add, "Concatenate": Concat}
+POOLS: dict[str, type[Layer]] = {
+    "MaxPooling2D": MaxPool,
+    "AveragePooling2D": AveragePool,
+    "GlobalAveragePooling2D": GlobalAveragePool,
+}
+VIEWS = ("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness")  # in training only
+PASS = ("Dropout", "Flatten", "Reshape", *VIEWS)  # the values go through unchanged; their order is ours
+MODELS = ("Functional", "Model", "Sequential")
 ACTIVATIONS = ("linear", "relu", "relu6")
-MOST_LAYERS = 1000
+MOST_LAYERS, DEEPEST = 1000, 4
 
 
 def norm_of(arrays: list[np.ndarray], label: str, what: str) -> dict[str, np.ndarray]:
-    """The four vectors of a BatchNorm by name."""
-    if len(arrays) != len(NORM) or any(a.shape != arrays[0].shape or a.ndim != 1 for a in arrays):
+    """The four vectors of a BatchNorm by name; or three, without gamma."""
+    if len(arrays) not in (3, 4) or any(a.shape != arrays[0].shape or a.ndim != 1 for a in arrays):
         raise MinitlError(f"{what}: {label} holds {[a.shape for a in arrays]}, a BatchNorm needs four vectors: {', '.join(NORM)}")
-    return dict(zip(NORM, arrays, strict=True))
+    return dict(zip(NORM[-len(arrays) :], arrays, strict=True))
 
 
 def kernel_and_bias(arrays: list[np.ndarray], kind: type[Layer], label: str, what: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,8 +83,8 @@ class Walk:
         """The error that names the file."""
         return MinitlError(f"{self.what} is no network that minitl knows: {what}")
 
-    def layer(self, kind: str, name: str, config: dict[str, Any], inputs: list[str]) -> None:
-        """Take one layer; `inputs` are the names of the layers that it reads."""
+    def layer(self, kind: str, name: str, config: dict[str, Any], inputs: list[str], weights: str = "") -> None:
+        """Take one layer; `inputs` are the names of the layers that it reads, `weights` that of its arrays, if it is another one."""
         label = f"layer {name!r} ({kind})"
         if name in self.values:
             raise self.fail(f"it has two layers called {name!r}")
@@ -87,45 +96,68 @@ class Walk:
             self._input(label, config)
             self.values[name] = _Value(IMAGE)
             return
-        if not inputs or (kind != "Add" and len(inputs) != 1):
+        if not inputs or (kind not in JOINS and len(inputs) != 1):
             raise self.fail(f"{label} reads {len(inputs)} layers")
         value = self.values[inputs[0]]
         if config.get("data_format", "channels_last") != "channels_last":
             raise self.fail(f"{label} has data_format {config['data_format']!r}, expected channels_last")
         if kind in KINDS:
-            self.values[name] = self._weighted(kind, name, label, config, value)
+            self.values[name] = self._weighted(kind, weights or name, label, config, value)
         elif kind == "BatchNormalization":
-            self.values[name] = self._norm(name, label, config, value)
+            self.values[name] = self._norm(weights or name, label, config, value)
         elif kind in ("ReLU", "Activation", "Softmax"):
             self.values[name] = self._activation(kind, label, config, value)
         elif kind == "ZeroPadding2D":
             if value.pads:
                 raise self.fail(f"{label} pads what is padded already")
             self.values[name] = _Value(value.source, value.stage, _pads(config.get("padding"), self, label), value.pooled)
-        elif kind == "Add":
+        elif kind in JOINS:
+            if kind == "Concatenate" and config.get("axis", -1) not in (3, -1):
+                raise self.fail(f"{label} joins along axis {config['axis']!r:.20}, expected that of the channels")
             sources = tuple(self._read(self.values[i], label) for i in inputs)
-            self.seen.append(Seen(label, Add, sources, activation="linear"))
-            self.values[name] = _Value(len(self.seen) - 1)
-        elif kind in ("GlobalAveragePooling2D", "AveragePooling2D"):
-            if kind == "AveragePooling2D" and config.get("padding") != "valid":
-                raise self.fail(f"{label} has padding {config.get('padding')!r}, expected 'valid'")
-            window = None if kind.startswith("Global") else _pair(config.get("pool_size"), self, f"{label} pool_size")
-            self.seen.append(Seen(label, GlobalAveragePool, (self._read(value, label),), window=window))
-            self.values[name] = _Value(len(self.seen) - 1, pooled=True)
+            self.values[name] = self._new(Seen(label, JOINS[kind], sources, activation="linear"))
+        elif kind in POOLS:
+            self.values[name] = self._pool(kind, label, config, value)
         elif kind in PASS:
-            if kind != "Dropout" and not value.pooled:
+            if kind == "Reshape" and not value.pooled:
                 raise self.fail(f"{label} comes before the pooling")
-            self.values[name] = value
+            self.values[name] = _Value(value.source, value.stage, value.pads, value.pooled or kind == "Flatten")
         else:
-            raise self.fail(f"{label} is of a kind that MobileNets do not have")
+            raise self.fail(f"{label} is of a kind that networks here do not have")
+
+    def _new(self, entry: Seen, pooled: bool = False) -> _Value:
+        """What a layer computes that joins none before it."""
+        self.seen.append(entry)
+        return _Value(len(self.seen) - 1, 0, pooled=pooled)
+
+    def _pool(self, kind: str, label: str, config: dict[str, Any], value: _Value) -> _Value:
+        """An average without padding is taken for a global one: no network here has another, and its size is compared later.
+
+        Zeros around the image are as good as nothing for the maximum of what a ReLU gives, which is what networks here pool.
+        """
+        entry = Seen(label, POOLS[kind], (self._read(value, label, may_pad=kind == "MaxPooling2D"),), activation="linear")
+        if entry.kind is not GlobalAveragePool:
+            entry.window, entry.padding = _pair(config.get("pool_size"), self, f"{label} pool_size"), config.get("padding")
+            entry.strides = _pair(config.get("strides") or config.get("pool_size"), self, f"{label} strides")
+            if entry.padding not in ("same", "valid") or (value.pads and entry.padding == "same"):
+                raise self.fail(f"{label} has padding {entry.padding!r:.40}")
+            if value.pads and (value.stage != 2 or value.source == IMAGE):
+                raise self.fail(f"{label} follows a ZeroPadding2D without a ReLU before it")
+            if entry.kind is AveragePool and entry.padding == "valid":
+                entry.kind, entry.padding, entry.strides = GlobalAveragePool, None, None
+            else:
+                entry.padding = value.pads or entry.padding
+        return self._new(entry, entry.kind is GlobalAveragePool)
 
     def _input(self, label: str, config: dict[str, Any]) -> None:
         shape = config.get("batch_input_shape", config.get("batch_shape"))
         if self.input_shape is not None:
             raise self.fail("it has two inputs")
-        if not (isinstance(shape, list) and len(shape) == 4 and shape[3] == 3 and all(type(n) is int for n in shape[1:])):
+        if not (isinstance(shape, list) and len(shape) == 4 and shape[3] == 3) or not (
+            all(type(n) is int for n in shape[1:]) or shape[1:3] == [None, None]
+        ):
             raise self.fail(f"{label} has shape {shape!r:.60}, expected [null, height, width, 3]")
-        self.input_shape = (shape[1], shape[2], shape[3])
+        self.input_shape = (shape[1] or 0, shape[2] or 0, shape[3])
 
     def _read(self, value: _Value, label: str, may_pad: bool = False) -> int:
         """The source of a value; notes how far it was computed when read."""
@@ -148,8 +180,7 @@ class Walk:
             if entry.padding not in ("same", "valid") or (value.pads and entry.padding == "same"):
                 raise self.fail(f"{label} has padding {entry.padding!r:.40}")
             entry.padding = value.pads or entry.padding
-        self.seen.append(entry)
-        result = _Value(len(self.seen) - 1, 0, pooled=value.pooled)
+        result = self._new(entry, value.pooled)
         inner = config.get("activation", "linear")
         return result if inner == "linear" else self._activation("Activation", label, config, result)
 
@@ -161,12 +192,14 @@ class Walk:
         if entry.norm or axis not in (3, -1, [3], [-1]):
             raise self.fail(f"{label} is a second one, or normalises axis {axis!r:.20} instead of the channels")
         numbers: tuple[Any, Any] = config.get("epsilon"), config.get("momentum")
+        if config.get("center", True) is not True:
+            raise self.fail(f"{label} has no beta")
         if not all(type(n) in (int, float) and 0 <= n <= 1 for n in numbers):
             raise self.fail(f"{label} has epsilon and momentum {numbers!r:.80}, expected two numbers between 0 and 1")
         self.norms.add((float(numbers[0]), float(numbers[1])))
         entry.norm = norm_of(self.arrays.pop(name, []), label, self.what)
-        if entry.kernel is not None and entry.norm["gamma"].shape != entry.kernel.shape[-1:]:
-            raise self.fail(f"{label} has {entry.norm['gamma'].size} channels and follows {entry.channels}")
+        if entry.kernel is not None and entry.norm["beta"].shape != entry.kernel.shape[-1:]:
+            raise self.fail(f"{label} has {entry.norm['beta'].size} channels and follows {entry.channels}")
         return _Value(value.source, 1, pooled=value.pooled)
 
     def _activation(self, kind: str, label: str, config: dict[str, Any], value: _Value) -> _Value:
@@ -186,8 +219,52 @@ class Walk:
         self.seen[value.source].activation = function
         return _Value(value.source, 2, pooled=value.pooled)
 
+    def model(self, model: dict[str, Any], feed: str = "", within: str = "", deep: int = 0) -> str:
+        """Take all layers of a model, or of one inside another that reads `feed`; -> the name of the layer whose value it gives."""
+        kind, config = model.get("class_name"), model.get("config")
+        config = {"layers": config} if isinstance(config, list) else config  # a Sequential of old
+        layers = config.get("layers") if isinstance(config, dict) else None
+        if kind not in MODELS or not isinstance(layers, list) or not layers or len(layers) > MOST_LAYERS or deep > DEEPEST:
+            raise self.fail(f"it is a Keras {kind!r:.40}, expected a functional or sequential model with layers")
+        names: dict[str, str] = {}  # in this model -> in the whole
+        last = feed
+        for layer in layers:
+            own = layer.get("config") if isinstance(layer, dict) else None
+            name, of_kind = (layer.get("name", own.get("name")), layer.get("class_name")) if isinstance(own, dict) else (None, None)
+            if not (isinstance(name, str) and isinstance(of_kind, str) and isinstance(own, dict)):
+                raise MinitlError(f"{self.what} is damaged: its model_config lists something that is no layer")
+            if name in names:
+                raise self.fail(f"it has two layers called {name!r}")
+            inputs: list[str] | None = [last] if last else []
+            if kind != "Sequential":
+                found = _inputs(layer.get("inbound_nodes"))
+                inputs = None if found is None else [names.get(i, i) for i in found]
+            elif not inputs and of_kind not in ("InputLayer", *MODELS):  # Keras 2: the first layer says the shape
+                inputs = [f"the input of {name}"]
+                self.layer("InputLayer", inputs[0], own, [])
+            if inputs is None:
+                raise self.fail(f"layer {name!r} is used twice, or its connections cannot be read")
+            names[name] = last = within + name
+            if of_kind in MODELS:
+                if len(inputs) > 1 or (inputs and inputs[0] not in self.values):
+                    raise self.fail(f"the model {name!r} inside of it reads {inputs!r:.80}, expected one layer before it")
+                names[name] = last = self.model(layer, inputs[0] if inputs else "", f"{within}{name}/", deep + 1)
+            elif of_kind == "InputLayer" and feed:
+                names[name] = last = feed
+            else:
+                self.layer(of_kind, last, own, inputs, name)
+        if kind != "Sequential" and deep:
+            ends = config.get("output_layers") if isinstance(config, dict) else None
+            end = _inputs([ends if ends and isinstance(ends[0], list) else [ends]] if isinstance(ends, list) else None)
+            if not end or len(end) != 1 or end[0] not in names:
+                raise self.fail(f"a model inside of it has the outputs {ends!r:.80}, expected one of its layers")
+            last = names[end[0]]
+        return last
+
     def finish(self, output: str | None = None) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
-        """(layers, input shape, {'epsilon', 'momentum'}), once whoever reads a layer reads all of it: not what is before its activation.
+        """(layers, input shape, 0 for any size, {'epsilon', 'momentum'}), once whoever reads a layer reads all of it.
+
+        That is, not what is before its activation.
 
         output: name of the layer whose value the network gives; where a file says it, it must be the last one.
         """
@@ -197,7 +274,7 @@ class Walk:
             if source == IMAGE:
                 continue
             entry = self.seen[source]
-            final = 2 if entry.activation not in (None, "linear") or entry.kind in (Add, GlobalAveragePool) else 1 if entry.norm else 0
+            final = 2 if entry.activation not in (None, "linear") else 1 if entry.norm else 0
             if stages != {final}:
                 raise self.fail(f"{entry.label} is read before its BatchNorm or activation")
         if self.arrays:
@@ -211,25 +288,13 @@ class Walk:
 
 
 def read(text: str | bytes, arrays: dict[str, list[np.ndarray]], what: str) -> tuple[list[Seen], tuple[int, int, int], dict[str, float]]:
-    """(layers, input shape, {'epsilon', 'momentum'}) of a functional model. `what` names the file in errors."""
+    """What Walk.finish gives, of a model. `what` names the file in errors."""
     walk = Walk(arrays, what)
     try:
         model = json.loads(text)
     except (ValueError, RecursionError):
         raise MinitlError(f"{what} is damaged: its model_config is no JSON") from None
-    kind = model.get("class_name") if isinstance(model, dict) else None
-    config = model.get("config") if isinstance(model, dict) else None
-    layers = config.get("layers") if isinstance(config, dict) else None
-    if kind not in ("Functional", "Model") or not isinstance(layers, list) or len(layers) > MOST_LAYERS:
-        raise walk.fail(f"it is a Keras {kind!r:.40}, expected a functional model; save the MobileNet inside of it with save_weights()")
-    for layer in layers:
-        parts = [layer.get(key) for key in ("class_name", "name", "config")] if isinstance(layer, dict) else []
-        if not (len(parts) == 3 and isinstance(parts[0], str) and isinstance(parts[1], str) and isinstance(parts[2], dict)):
-            raise MinitlError(f"{what} is damaged: its model_config lists something that is no layer")
-        inputs = _inputs(layer.get("inbound_nodes"))
-        if inputs is None:
-            raise walk.fail(f"layer {parts[1]!r} is used twice, or its connections cannot be read")
-        walk.layer(parts[0], parts[1], parts[2], inputs)
+    walk.model(model if isinstance(model, dict) else {})
     return walk.finish()
 
 
@@ -252,7 +317,7 @@ def _inputs(nodes: Any) -> list[str] | None:
         history = [c.get("keras_history") if isinstance(c, dict) else None for c in configs]
     else:
         history = call if isinstance(call, list) else [None]
-    names = [h[0] for h in history if isinstance(h, list) and len(h) >= 3 and isinstance(h[0], str) and h[1:3] == [0, 0]]
+    names = [h[0] for h in history if isinstance(h, list) and len(h) >= 3 and isinstance(h[0], str) and type(h[1]) is int and h[2] == 0]
     return names if len(names) == len(history) else None
 
 

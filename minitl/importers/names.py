@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -139,6 +139,40 @@ def steps(graph: Graph) -> list[Step]:
     return found
 
 
+Listed = TypeVar("Listed", Seen, Step)
+
+
+def ordered(items: list[Listed]) -> list[Listed]:
+    """The same in the order of a walk from the last one towards the image, inputs first: the same for the same network, however listed.
+
+    Of a sum, the input that is further from the image comes first. What the last one does not need stays behind. `inputs` are renumbered.
+    """
+    inputs = [item.inputs or () for item in items]
+    far: list[int] = []
+    for reads in inputs:
+        far.append(1 + max((far[i] for i in reads if i != IMAGE), default=0))
+    order: list[int] = []
+    place = {IMAGE: IMAGE}
+    stack = [len(items) - 1]
+    while stack:
+        at = stack[-1]
+        item, reads = items[at], inputs[at]
+        if (item.kind if isinstance(item, Seen) else type(item.layer)) is Add:
+            reads = tuple(sorted(reads, key=lambda i: -1 if i == IMAGE else -far[i]))
+        before = next((i for i in reads if i not in place), None)
+        if before is not None:
+            stack.append(before)
+            continue
+        if stack.pop() not in place:
+            place[at] = len(order)
+            order.append(at)
+    for at in range(len(items)):
+        if at not in place:
+            place[at] = len(order)
+            order.append(at)
+    return [replace(items[at], inputs=tuple(place[i] for i in inputs[at])) for at in order]
+
+
 def _most(seen: Iterable[Seen], kind: type[Layer]) -> int:
     return sum(s.kind is kind for s in seen)
 
@@ -164,11 +198,19 @@ def recognise(seen: list[Seen], what: str) -> str:
     raise MinitlError(f"{what} is another network: it has {depthwise} depthwise and {others} other convolutions ({known})")
 
 
-def _alpha(architecture: str, convolutions: list[Seen], arguments: dict[str, Any]) -> float:
+def _expected(graph: Graph, connected: bool) -> list[Step]:
+    """The steps of a network in the order of the file's: with branches side by side, that of ordered(); of a list, those with kernels."""
+    found = steps(graph)
+    if not connected:
+        return [step for step in found if step.kernel_shape]
+    return ordered(found) if any(type(step.layer) is Concat for step in found) else found
+
+
+def _alpha(architecture: str, convolutions: list[Seen], arguments: dict[str, Any], connected: bool) -> float:
     """The width multiplier that gives the most layers their number of channels; a published one if possible."""
     kind = DepthwiseConv2D if _most(convolutions, DepthwiseConv2D) else Conv2D
     widest = [s.channels for s in convolutions if s.kind is kind][-1]
-    at_1 = [s.kernel_shape for s in steps(build(architecture, **arguments)) if type(s.layer) is kind][-1]
+    at_1 = [s.kernel_shape for s in _expected(build(architecture, **arguments), connected) if type(s.layer) is kind][-1]
     assert at_1 is not None
     ratio = widest / at_1[-1]
     guesses = [*ALPHAS, ratio, *(round(ratio + d / 100, 2) for d in (0, 1, -1, 2, -2, 3, -3))]
@@ -176,7 +218,8 @@ def _alpha(architecture: str, convolutions: list[Seen], arguments: dict[str, Any
     for alpha in guesses:
         if not (0.05 <= alpha <= 4 and abs(alpha - ratio) < 0.1):
             continue
-        expected = [s.layer.output_shape(s.shape)[-1] for s in steps(build(architecture, **arguments, alpha=alpha)) if s.kernel_shape]
+        graph = build(architecture, **arguments, alpha=alpha)
+        expected = [s.layer.output_shape(s.shape)[-1] for s in _expected(graph, connected) if s.kernel_shape]
         same = sum(a == s.channels for a, s in zip(expected, convolutions, strict=False))
         if same > most:
             best, most = alpha, same
@@ -195,12 +238,15 @@ def fit(seen: list[Seen], what: str, input_shape: tuple[int, int, int], paddings
     takes = parameters(architecture)
     if not _most(seen, GlobalAveragePool) and not _most(seen, Dense):  # features before pooling: we pool
         seen = [*seen, Seen("the end", GlobalAveragePool, (len(seen) - 1,))]
+    connected = seen[0].inputs is not None
+    seen = ordered(seen) if connected and _most(seen, Concat) else seen
     convolutions = [s for s in seen if s.kind in (Conv2D, DepthwiseConv2D)]
     dense = [s for s in seen if s.kind is Dense]
     if seen[-1] in convolutions:  # Keras' V1 classifies with a 1x1 convolution
         dense.append(convolutions.pop())
     given: dict[str, Any] = {}
-    if "top" in takes and dense and dense[0].kernel is not None and len(dense[0].kernel) != convolutions[-1].channels:
+    flat = connected and not _most(seen, GlobalAveragePool)  # of an image of one pixel, flattening and pooling are the same
+    if "top" in takes and dense and dense[0].kernel is not None and (flat or len(dense[0].kernel) != convolutions[-1].channels):
         given["top"], dense = True, dense[2:]
     given |= {
         "input_shape": list(input_shape),
@@ -213,18 +259,16 @@ def fit(seen: list[Seen], what: str, input_shape: tuple[int, int, int], paddings
     }
     arguments = {name: value for name, value in given.items() if name in takes}
     try:
-        arguments["alpha"] = _alpha(architecture, convolutions, arguments)
+        arguments["alpha"] = _alpha(architecture, convolutions, arguments, connected)
     except MinitlError as problem_found:
         raise MinitlError(f"{what} cannot be used: {problem_found}") from None
-    if seen[0].inputs is None:
-        seen = [s for s in seen if s.kernel is not None]
+    seen = seen if connected else [s for s in seen if s.kernel is not None]
     problem: MinitlError | None = None
     for padding in paddings:
         chosen = {**arguments, "padding": padding} if "padding" in takes else arguments
         graph = build(architecture, **chosen)
-        expected = [s for s in steps(graph) if seen[0].inputs is not None or s.kernel_shape]
         try:
-            arrays, mapping = _match(seen, expected, f"{what} is not {architecture} alpha {arguments['alpha']:g}")
+            arrays, mapping = _match(seen, _expected(graph, connected), f"{what} is not {architecture} alpha {arguments['alpha']:g}")
         except _PaddingError as error:
             problem = problem or MinitlError(str(error))
             continue
