@@ -50,6 +50,8 @@ def in_plain_words(reader: Callable[[bytes, str], Result], data: bytes, name: st
     except MinitlError as problem:
         text = printable(str(problem))
         raise MinitlError(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " ...") from None
+    except RecursionError:
+        raise MinitlError(f"{name} is damaged: it nests deeper than any network") from None
 
 
 def _convert(data: bytes, name: str, beside: Beside) -> Imported:

@@ -29,7 +29,7 @@ ORDER = ("kernel", "depthwise_kernel", "bias", "gamma", "beta", "moving_mean", "
 
 def is_model(data: bytes) -> bool:
     """Whether a file may be JSON."""
-    return data[:64].lstrip().startswith(b"{")
+    return data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def convert(data: bytes, what: str, beside: Beside) -> Imported:
