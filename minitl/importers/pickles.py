@@ -25,8 +25,9 @@ STORAGES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": BFLOAT16, "LongStorage": "<i8",
     "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1", "ByteStorage": "|u1", "BoolStorage": "|b1",
 }  # fmt: skip
-TABLE, TENSOR, PARAMETER = ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")
-NAMES = {TABLE, TENSOR, PARAMETER, *(("torch", name) for name in STORAGES)}
+TABLE, PARAMETER = ("collections", "OrderedDict"), ("torch._utils", "_rebuild_parameter")
+TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")}  # the second: before 0.4
+NAMES = {TABLE, PARAMETER, *TENSORS, *(("torch", name) for name in STORAGES)}
 ADVICE = "where you trust it and PyTorch is, save its numbers alone: torch.save(model.state_dict(), 'x.pth')"
 
 
@@ -208,13 +209,13 @@ class Machine:
         return self.storages.setdefault(key, Storage(STORAGES[kind.name], key, size))
 
     def _made(self, name: Any, arguments: Any) -> Any:
-        """What the three functions of NAMES would make."""
+        """What the functions of NAMES would make."""
         called = (name.module, name.name) if isinstance(name, Name) else None
         if called is None or type(arguments) is not tuple:
             self.refuse("calls what is no name")
         if called == TABLE and len(arguments) <= 1:
             return Table(self._is(arguments[0], list) if arguments else None)  # a list of pairs: as Python 2 wrote it
-        if called == TENSOR and len(arguments) >= 4 and isinstance(arguments[0], Storage):
+        if called in TENSORS and len(arguments) >= 4 and isinstance(arguments[0], Storage):
             return Tensor(*arguments[:4])
         if called == PARAMETER and arguments and isinstance(arguments[0], Tensor):
             return arguments[0]
