@@ -318,19 +318,22 @@ def write_run(run: Run, out: Path, name: str) -> None:
         png = beside.submit(to_png, page)
         html = report_html.page(run.report, photos)
         report = json.dumps(run.report, indent=1, ensure_ascii=False) + "\n"
-        header = run.network.emit(name, "model.h")
+        header = run.network.emit(name, "model.h") if run.network else ""
         texts = [text.encode("utf-8", "replace") for text in (header, html, report)]
         contents = (to_bytes(run.model.content()), *texts[:2], png.result(), texts[2])
-    write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True)})
+    write_together({out / file: content for file, content in zip(OUTPUTS, contents, strict=True) if content})
+    if not run.network:
+        (out / "model.h").unlink(missing_ok=True)  # of a run before, which is not this network
 
 
 def summary(run: Run, out: Path) -> str:
     """What train prints at its end."""
     val, peak = run.report["val"], run.report["memory"]["peak_bytes"]
+    int8 = percent(val["int8"]["accuracy"]) if val["int8"] else "no"
     lines = [
-        f"validation accuracy: {percent(val['float']['accuracy'])} float, {percent(val['int8']['accuracy'])} int8 ({val['count']} photos)",
+        f"validation accuracy: {percent(val['float']['accuracy'])} float, {int8} int8 ({val['count']} photos)",
         *kept_epochs(run.report["phases"]),
-        costs(run.network),
+        costs(run.network) if run.network else next(line for line in run.report["notes"] if "no int8 form" in line),
         f"{duration(run.report['seconds']['all'])}" + (f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""),
     ]
     for row in run.report.get("neither", {}).get("rows", ()):
@@ -339,7 +342,7 @@ def summary(run: Run, out: Path) -> str:
     if run.report["skipped"]:
         lines.append(f"skipped: {len(run.report['skipped'])} files, named in {out / 'report.json'}; the first: "
                      f"{run.report['skipped'][0]['file']} ({run.report['skipped'][0]['reason']})")  # fmt: skip
-    return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS)}"])
+    return "\n".join([*lines, f"written: {', '.join(str(out / file) for file in OUTPUTS if run.network or file != 'model.h')}"])
 
 
 def third_answer(row: dict[str, Any], unknown: str) -> str:

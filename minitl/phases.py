@@ -47,8 +47,8 @@ SCRATCH = Settings(epochs=60, rate=0.05, decay=1e-3, patience=60, warmup=2.0)
 at 96 on monkeys had 64.3 % after 60 epochs; with twice the rate and a patience of 20 it stopped at 27.9 %."""
 
 PLAIN_RATE = 0.003
-"""Instead of SCRATCH's rate, where there is no BatchNorm. VGG16 of a quarter of the width at 64 on fruit, training loss after five epochs: 0.82
-with 0.01, 0.55 with 0.02, 0.50 with 0.003; with 0.05 the first epoch ended in infinity."""
+"""Instead of SCRATCH's rate, where there is no BatchNorm. VGG16 of a quarter of the width at 64 on fruit, training loss after five epochs:
+0.82 with 0.01, 0.55 with 0.02, 0.50 with 0.003; with 0.05 the first epoch ended in infinity."""
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,9 @@ class Run:
     checkpoint: Checkpoint
 
     @functools.cached_property
-    def network(self) -> Deployment:
-        """The model's int8 network, as it goes into the header."""
-        return self.model.deploy()
+    def network(self) -> Deployment | None:
+        """The model's int8 network, as it goes into the header; None where it has no int8 form, which the report's notes explain."""
+        return self.model.deploy() if self.report["val"]["int8"] else None
 
 
 def choose_photos(photos: str | Path, val: str | None) -> tuple[Listing, float]:
@@ -286,16 +286,19 @@ def fit(
     items, train_at, val_at = photos.items, photos.train_at, photos.val_at
     known = photos.found.pixels
     calibrate(model, [items[i] for i in train_at], [photos.found.digests[i] for i in train_at], known)
+    networks: list[Model | Deployment] = [model]
     try:
-        network = model.deploy()
+        networks.append(model.deploy())
     except MinitlError as problem:
-        raise MinitlError(f"the trained network has no int8 form, a smaller rate may help ({problem})") from None
-    both = evaluate_all([model, network], [items[i] for i in val_at], notify.photos, known)
+        note(f"the trained network has no int8 form, so there is no header: {problem}")
+    both = evaluate_all(networks, [items[i] for i in val_at], notify.photos, known)
     known.clear()  # their memory is wanted for the report
-    if max_int8_drop is not None and points_lost(both) > max_int8_drop:
+    if max_int8_drop is not None and len(both) > 1 and points_lost(both) > max_int8_drop:
         both = photos.train_rounded(both, options.get("seed", 0), kept, note)
-    third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None else None
-    model.note(training=describe(described, len(train_at), len(val_at), both[0].accuracy, both[1].accuracy))
+    third = photos.learn_neither(both[0], others, printable(other), neither_keep) if other is not None and len(both) > 1 else None
+    if other is not None and not third:
+        note("'neither' needs the int8 network, so it was not learned")
+    model.note(training=describe(described, len(train_at), len(val_at), both))
     report = make_report(model, both, epochs, described, photos.skipped, len(train_at))
     report["mistakes"] = photos.beside_training_photos(report["mistakes"], both[0])
     if third:
@@ -615,11 +618,11 @@ def calibrate(model: Model, items: Sequence[Item], digests: Sequence[str], known
     model.calibrate(itertools.chain([first], pixels))
 
 
-def describe(phases: Sequence[Mapping[str, Any]], n_train: int, n_val: int, accuracy: float, accuracy_int8: float) -> dict[str, Any]:
+def describe(phases: Sequence[Mapping[str, Any]], n_train: int, n_val: int, both: Sequence[Evaluation]) -> dict[str, Any]:
     """What the model file remembers of its training; nothing that differs from one run to the same run."""
     return {
         "photos": {"train": n_train, "val": n_val},
-        "val_accuracy": {"float": round(accuracy, 4), "int8": round(accuracy_int8, 4)},
+        "val_accuracy": {name: round(one.accuracy, 4) for name, one in zip(("float", "int8"), both, strict=False)},
         "freeze": phases[-1]["frozen"],
         "phases": [{name: phase[name] for name in ("name", "frozen", "augmentation", "settings")} for phase in phases],
     }
@@ -633,8 +636,8 @@ def make_report(
     skipped: list[dict[str, str]],
     n_train: int,
 ) -> dict[str, Any]:
-    """The dict of report.json; report.py says what each entry is. both: of the float network, of the int8 one."""
-    val, integer = both
+    """The dict of report.json; report.py says what each entry is. both: of the float network, of the int8 one if there is one."""
+    val, integer = both[0], next(iter(both[1:]), None)
     p = softmax(val.logits)
     numbers = [i for i, phase in enumerate(phases) for _ in range(phase["first_epoch"], phase["last_epoch"] + 1)]
     last = phases[-1]
@@ -646,7 +649,7 @@ def make_report(
         "val": {
             "count": len(val.items),
             "float": {"accuracy": val.accuracy, "confusion": val.confusion()},
-            "int8": {"accuracy": integer.accuracy, "confusion": integer.confusion()},
+            "int8": {"accuracy": integer.accuracy, "confusion": integer.confusion()} if integer else None,
             "calibration": reliability(p, val.labels),
         },
         "mistakes": worst_mistakes([item.name for item in val.items], val.labels, p, model.classes),

@@ -7,7 +7,7 @@ import small_models
 from minitl import phases
 from minitl.augment import Augmentation
 from minitl.errors import MinitlError
-from minitl.model import find
+from minitl.model import find, random_backbone
 from minitl.phases import NOTHING, plan, rate_factors
 
 
@@ -58,10 +58,9 @@ def test_gradual_unfreezing_goes_down_block_by_block():
 
 def test_a_folded_network_gets_a_smaller_rate():
     made = find(small_models.SMALL)
-    folded = made.replace_head(["a", "b"]).note(source="x")
-    assert phases.deep_settings(folded).rate == phases.DEEP.rate
-    folded._weights.arguments["batch_norm"] = False
-    assert phases.deep_settings(folded).rate == phases.FOLDED_RATE
+    assert phases.deep_settings(made).rate == phases.DEEP.rate and plan(made, {})[0].settings.rate == phases.SCRATCH.rate
+    folded = random_backbone("mobilenet_v1", made.arguments | {"batch_norm": False}, made.recipe, "random")
+    assert phases.deep_settings(folded).rate == phases.FOLDED_RATE and plan(folded, {})[0].settings.rate == phases.PLAIN_RATE
 
 
 def test_rates_fall_from_block_to_block():
