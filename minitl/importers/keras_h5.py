@@ -10,6 +10,7 @@ Layout of the file: keras/src/legacy/saving/legacy_h5_format.py.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -61,14 +62,21 @@ def from_layers(layers: dict[str, list[np.ndarray]], configuration: str | bytes 
         usual = complete(architecture, {})["input_shape"][0]
         input_shape = (*names.size_from_name(what, usual, notes), 3)
     architecture, arguments, arrays, mapping = names.fit(seen, what, input_shape, padded, **known)
-    if architecture == "vgg16":  # we feed red first: its first kernel meets the channels in that order
-        arrays["block1_conv1/kernel"] = np.ascontiguousarray(arrays["block1_conv1/kernel"][:, :, ::-1])
-        recipe = Recipe(*input_shape[:2], CAFFE_MEAN, (1.0, 1.0, 1.0))
-        notes.append(f"preprocessing assumed: pixels less ImageNet's mean, blue first, as Keras feeds VGG16; block1_conv1 was turned to "
-                     f"red first; centre crop 0.875{OVERRIDE}")  # fmt: skip
-    else:
-        recipe = names.usual_recipe(architecture, arguments, notes)
+    recipe = recipe_of(architecture, arguments, arrays, notes)
     return Imported(architecture, arguments, arrays, recipe, None, {"format": format, "notes": notes}, mapping)
+
+
+def recipe_of(architecture: str, arguments: dict[str, Any], arrays: dict[str, np.ndarray], notes: list[str]) -> Recipe:
+    """The preprocessing of keras.applications. Where that has blue first, the first kernel of `arrays` is turned to red first."""
+    if architecture != "vgg16":
+        return names.usual_recipe(architecture, arguments, notes)
+    arrays["block1_conv1/kernel"] = np.ascontiguousarray(arrays["block1_conv1/kernel"][:, :, ::-1])
+    notes.append(
+        f"preprocessing assumed: pixels less ImageNet's mean, blue first, as Keras feeds VGG16; block1_conv1 was turned to red first; "
+        f"centre crop 0.875{OVERRIDE}"
+    )
+    height, width, _ = arguments["input_shape"]
+    return Recipe(height, width, CAFFE_MEAN, (1.0, 1.0, 1.0))
 
 
 def _layers(group: hdf5.Node) -> dict[str, list[np.ndarray]]:

@@ -17,7 +17,7 @@ import numpy as np
 from ..geometry import output_hw, resolve
 from ..images import Recipe
 from ..layers import Concat, Dense, GlobalAveragePool
-from . import names
+from . import keras_h5, names
 from .beside import Beside
 from .keras_config import Walk
 from .names import IMAGE, Imported
@@ -60,7 +60,7 @@ def convert(data: bytes, what: str, beside: Beside) -> Imported:
     if recipe is None and arguments.get("padding", paddings[0]) == "torch":
         recipe = names.torch_recipe(arguments, notes)
     elif recipe is None:
-        recipe = names.usual_recipe(architecture, arguments, notes)
+        recipe = keras_h5.recipe_of(architecture, arguments, arrays, notes)
     return Imported(architecture, arguments, arrays, recipe, None, {"format": "onnx", "notes": notes}, mapping, list(constants.unused))
 
 
