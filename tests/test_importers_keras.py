@@ -263,3 +263,50 @@ def test_the_person_detector_as_h5_and_as_tflite_is_the_same_function():
     error = np.abs(ys[0] - ys[1]).max()
     print(f"logits of the .h5 and of the .tflite differ by at most {error:.2g} (largest logit {np.abs(ys[0]).max():.2g})")
     assert error < 1e-4
+
+
+# ---- models inside of models
+
+
+def nested(graph, how):
+    """(layers, config) of a MobileNetV2 as Keras 2 stores its backbone inside of another model: its trainable arrays first."""
+    layers, config = keras_weights(graph), keras_config(graph)["config"]["layers"]
+    at = next(i for i, layer in enumerate(config) if layer["class_name"] == "GlobalAveragePooling2D")
+    base, ends = config[:at], config[at:]
+    inner = {"name": "base", "layers": base, "input_layers": [["input_1", 0, 0]], "output_layers": [[base[-1]["name"], 0, 0]]}
+    model = {"class_name": "Functional", "name": "base", "config": inner, "inbound_nodes": [[["input_1", 0, 0, {}]]]}
+    arrays = [pair for name, weights in layers if name != "predictions" for pair in weights]
+    arrays.sort(key=lambda pair: "moving" in pair[0])
+    head = dict(layers)["predictions"]
+    groups = [("input_1", []), ("base", arrays), (ends[0]["name"], []), ("predictions", head)]
+    if how == "sequential":
+        outer = [model, *ends]
+        return groups, {"class_name": "Sequential", "config": {"name": "s", "layers": outer}}
+    ends[0]["inbound_nodes"] = [[["base", 1, 0, {}]]]  # its second call: the first was its own making
+    return groups, {"class_name": "Functional", "config": {"name": "f", "layers": [dict(base[0]), model, *ends]}}
+
+
+@pytest.mark.parametrize("how", ["sequential", "functional"])
+def test_a_backbone_inside_of_another_model_is_found(tmp_path, how):
+    graph, arrays = network("mobilenet_v2", input_shape=[64, 64, 3])
+    imported = importers.read(write_keras(tmp_path / "x.h5", *nested(graph, how)))
+    equal(imported, arrays)
+    assert imported.architecture == "mobilenet_v2" and imported.arguments["input_shape"] == [64, 64, 3]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda c: c["layers"][1]["config"].update(output_layers=[["Conv_1", 0, 0], ["block_1_add", 0, 0]]), "has the outputs"),
+        (lambda c: c["layers"][1]["config"].update(output_layers=None), "has the outputs None"),
+        (lambda c: c["layers"][1].update(inbound_nodes=[[["nowhere", 0, 0, {}]]]), "inside of it reads"),
+        (lambda c: c["layers"][1].update(inbound_nodes=[[["input_1", 0, 0, {}]]] * 2), "used twice"),
+        (lambda c: c["layers"][1]["config"].update(layers=[]), "expected a functional or sequential model with layers"),
+        (lambda c: c["layers"][1]["config"].update(output_layers=[["block_1_expand", 0, 0]]), "read before its BatchNorm"),
+    ],
+)
+def test_a_model_inside_of_another_that_cannot_be_followed_is_refused(tmp_path, break_it, says):
+    layers, config = nested(network("mobilenet_v2", input_shape=[64, 64, 3])[0], "functional")
+    break_it(config["config"])
+    with pytest.raises(MinitlError, match=says):
+        importers.read(write_keras(tmp_path / "x.h5", layers, config))
