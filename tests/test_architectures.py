@@ -500,7 +500,8 @@ def test_every_layer_of_every_network_can_be_the_last_one():
             arguments = {"alpha": 0.1, "input_shape": [96, 96, 3], "cut": node.name}
             graph, feature = build(architecture, classes=4, **arguments), feature_node(architecture, **arguments)
             assert graph.shapes[graph.output] == (4,) and len(graph.shapes[feature]) == 1
-            assert sum(blocks(architecture, classes=4, **arguments).values(), []) == [node.name for node in graph.nodes]
+            listed = [name for block in blocks(architecture, classes=4, **arguments).values() for name in block]
+            assert listed == [node.name for node in graph.nodes]
 
 
 def test_a_layer_that_keras_lists_with_its_activation_is_taken_with_it():

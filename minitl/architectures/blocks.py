@@ -130,9 +130,9 @@ class Blocks:
     # ---- the end
 
     def head(self, classes: Any = 1000, dropout: Any = 0.0, hidden: Any = (), cut: Any = None) -> Blocks:
-        """End here, or at the layer `cut`: global average pool of an image, the features; then, unless there are no classes, the classifier.
+        """End here, or at the layer `cut`, in features, which are the global average of an image; then, where there are classes, classify.
 
-        That is Dropout, the hidden layers, and a Dense layer to logits. A hidden layer is Dense, ReLU and Dropout: hidden_1, hidden_1_relu,
+        That is: Dropout, the hidden layers, and a Dense layer to logits. A hidden layer is Dense, ReLU and Dropout: hidden_1, hidden_1_relu,
         hidden_1_dropout. Of a layer that Keras lists with its activation, both are meant.
         """
         units: Sequence[Any] = hidden if isinstance(hidden, (list, tuple)) else [0]

@@ -1,7 +1,7 @@
 """ResNet18 (He et al. 2015, arXiv:1512.03385, table 1): two 3x3 convolutions at a time, and what they read added to what they give.
 
-Out: nodes named as in torchvision, with '_' for '.': conv1, bn1, layer1_0_conv1, ..., layer2_0_downsample_0, fc. Padding, BatchNorm's epsilon
-and its momentum (in our convention) are PyTorch's.
+Out: nodes named as in torchvision, with '_' for '.': conv1, bn1, layer1_0_conv1, ..., layer2_0_downsample_0, fc. Padding, and BatchNorm's
+epsilon and momentum (in our convention), are PyTorch's.
 """
 
 from __future__ import annotations
