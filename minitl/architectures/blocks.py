@@ -132,8 +132,8 @@ class Blocks:
     def head(self, classes: Any = 1000, dropout: Any = 0.0, hidden: Any = (), cut: Any = None) -> Blocks:
         """End here, or at the layer `cut`, in features, which are the global average of an image; then, where there are classes, classify.
 
-        That is: Dropout, the hidden layers, and a Dense layer to logits. A hidden layer is Dense, ReLU and Dropout: hidden_1, hidden_1_relu,
-        hidden_1_dropout. Of a layer that Keras lists with its activation, both are meant.
+        That is: Dropout, the hidden layers, and a Dense layer to logits. A hidden layer is Dense, ReLU and Dropout: hidden_1,
+        hidden_1_relu, hidden_1_dropout. Of a layer that Keras lists with its activation, both are meant.
         """
         units: Sequence[Any] = hidden if isinstance(hidden, (list, tuple)) else [0]
         check("classes", classes, classes is None or (type(classes) is int and 1 <= classes <= MOST_CLASSES), "null or a number of classes")
