@@ -575,11 +575,11 @@ def exchange(model, rng):
         elif kind == 1 and node.input:
             node.input[rng.randrange(len(node.input))] = rng.choice([*other.input, *other.output, "", "image"])
         elif kind == 2:
-            node.input.extend(other.input)
+            node.input.extend(list(other.input))
         elif kind == 3:
             del node.input[rng.randrange(len(node.input) + 1) :]
         elif kind == 4:
-            node.attribute.extend(other.attribute)
+            node.attribute.extend(list(other.attribute))
         elif kind == 5 and node.attribute:
             attribute = rng.choice(node.attribute)
             attribute.i, attribute.f = rng.choice([-1, 0, 1, 2, 1 << 40, -(1 << 63)]), rng.choice([0.0, -1.0, float("nan"), 1e30])
