@@ -633,3 +633,14 @@ def test_graphs_that_would_grow_without_end_are_refused_soon(tmp_path):
         file.node("Reshape", x, file.node("Shape", x))
         with pytest.raises(MinitlError):
             importers.read(file.save(tmp_path / "x.onnx"))
+
+
+def test_a_node_that_nothing_reads_does_not_change_the_network(tmp_path):
+    """A BatchNorm or an activation beside the way that the values take."""
+    for kind in ("Clip", "BatchNormalization"):
+        file = keras_like(network(batch_norm=True)[0])
+        beside = next(node for node in file.nodes if node.op_type == kind)
+        at = file.nodes.index(beside)
+        file.nodes[at + 1].input[0] = beside.input[0]  # past it
+        with pytest.raises(MinitlError, match=r"beside|before its BatchNorm"):
+            importers.read(file.save(tmp_path / "x.onnx"))

@@ -189,8 +189,8 @@ class Walk:
             raise self.fail(f"{label} does not follow a convolution")
         entry = self.seen[value.source]
         axis = config.get("axis")
-        if entry.norm or axis not in (3, -1, [3], [-1]):
-            raise self.fail(f"{label} is a second one, or normalises axis {axis!r:.20} instead of the channels")
+        if entry.norm or entry.activation not in (None, "linear") or axis not in (3, -1, [3], [-1]):
+            raise self.fail(f"{label} is a second one, comes beside an activation, or normalises axis {axis!r:.20} instead of the channels")
         numbers: tuple[Any, Any] = config.get("epsilon"), config.get("momentum")
         if config.get("center", True) is not True:
             raise self.fail(f"{label} has no beta")
@@ -216,7 +216,10 @@ class Walk:
             raise self.fail(f"{label} has the activation {function!r:.40}, expected relu or relu6")
         if value.source == IMAGE or value.stage == 2 or value.pads:
             raise self.fail(f"{label} does not follow a convolution")
-        self.seen[value.source].activation = function
+        entry = self.seen[value.source]
+        if entry.activation not in (None, "linear") or (entry.norm and value.stage == 0):
+            raise self.fail(f"{label} comes beside another activation or a BatchNorm")
+        entry.activation = function
         return _Value(value.source, 2, pooled=value.pooled)
 
     def model(self, model: dict[str, Any], feed: str = "", within: str = "", deep: int = 0) -> str:
