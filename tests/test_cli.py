@@ -444,7 +444,7 @@ def test_what_is_no_int8_network_gets_a_sentence(run, trained, photos, tmp_path)
                         ["predict", tmp_path / name, photos, "--int8"]):  # fmt: skip
             fails(run(*command), 1, words)
     for name in ("nowhere.tflite", "."):
-        fails(run("export", tmp_path / name, "-o", tmp_path / "x.h"), 1, "expected a weights file")
+        fails(run("export", tmp_path / name, "-o", tmp_path / "x.h"), 1, "expected minitl's .npz")
     assert sorted(os.listdir(tmp_path)) == sorted(files)
 
 

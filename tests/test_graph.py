@@ -1,6 +1,8 @@
 """The graph: names, the freeze mask, and two loops that visit what they must, once, and keep what they must, no more."""
 
 import tracemalloc
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,6 +197,7 @@ frozen_networks = pytest.mark.parametrize(("architecture", "label"), FROZEN)
 
 def frozen_network(architecture, label):
     graph = mobilenet(architecture)
+    graph.nodes = [replace(node, layer=copy(node.layer)) for node in graph.nodes]  # so that each can be told apart
     for pattern in FREEZES[architecture][label]:
         graph.freeze(pattern)
     return graph

@@ -164,7 +164,7 @@ def test_what_cannot_be_deployed_is_told_what_to_do(tmp_path):
             deployable(tmp_path / name)
         assert str(caught.value).isprintable() and len(str(caught.value)) < 520
     for name in ("nowhere", "x" * 300, "zero\0byte"):
-        with pytest.raises(MinitlError, match="expected a weights file"):
+        with pytest.raises(MinitlError, match=r"expected minitl's \.npz"):
             deployable(tmp_path / name)
 
 

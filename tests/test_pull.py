@@ -390,7 +390,8 @@ def test_the_command_pulls_once_writes_where_it_is_told_and_train_knows_the_name
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 from minitl import cli, manifest, pull
 from minitl.manifest import Entry
 one = Entry("test-net", sys.argv[1], "tflite", "mobilenet_v1", 0.25, 64)

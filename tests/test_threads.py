@@ -1,6 +1,7 @@
 """Threads that stay: parts run at the same time, errors arrive, and a signal at any moment leaves nothing that hangs."""
 
 import _thread
+import signal
 import threading
 
 import pytest
@@ -70,8 +71,12 @@ def test_a_signal_between_two_parts_is_raised_when_all_have_ended(monkeypatch, m
     together(lambda part, of: None, 3, True)
     monkeypatch.setattr(threads._Helper, method, interrupted)
     work, there = meeting(3)
-    with pytest.raises(KeyboardInterrupt):
-        together(work, 3, True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            together(work, 3, True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(there) == 3
     monkeypatch.undo()
     assert not threads._user
