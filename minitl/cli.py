@@ -135,6 +135,8 @@ def command_train(arguments: argparse.Namespace) -> int:
     if arguments.imprint and arguments.hidden:
         raise MinitlError("--imprint makes the classifier from the features themselves: leave --hidden out, or --imprint")
     backbone = model.find(arguments.weights, arguments.seed or 0)
+    if arguments.view:
+        backbone = backbone.viewing(arguments.view)
     if arguments.other:
         check_others(arguments.other, backbone)
     is_new = not out.exists()
@@ -1038,6 +1040,11 @@ def parser(only: str = "") -> argparse.ArgumentParser:
             metavar="NAME|FILE",
             default="minitl_mobilenet_v1_0.25_96",
             help="the pretrained network: .npz, what convert reads, or random:mobilenet_v1_0.25_96 (default: %(default)s, built in)",
+        )
+        train.add_argument(
+            "--view",
+            choices=("centre", "square", "whole"),
+            help="part of each photo: 0.875 of the largest box in its middle, that box, all of it squashed (default: what the weights say)",
         )
         depth = train.add_argument_group("how deep")
         depth.add_argument(

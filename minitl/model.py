@@ -48,6 +48,13 @@ if TYPE_CHECKING:  # int8 and foreign files import what they need: a prediction 
     from .importers import Imported
     from .integer import IntegerGraph
 
+VIEWS: dict[str, dict[str, Any]] = {
+    "centre": {"resize": "crop", "crop_fraction": 0.875},
+    "square": {"resize": "crop", "crop_fraction": 1.0},
+    "whole": {"resize": "squash"},
+}
+"""What a network sees of a photo: the middle, as most of ImageNet's networks were tested; the largest box of its shape; all, squashed."""
+
 CALIBRATION_PHOTOS = 256
 """Photos of the training part, chosen by content; calibration takes about as long as reading them."""
 
@@ -123,6 +130,13 @@ class Model:
         """The same with other names for its outputs. MinitlError unless there is one for each."""
         self.needs_classifier()
         return Model(replace(self.content(), classes=_names(classes, self.arguments["classes"])))
+
+    def viewing(self, part: str) -> Model:
+        """The same, for another part of every photo: one of VIEWS. Where what matters lies at the edges, seeing more pays."""
+        if part not in VIEWS:
+            raise MinitlError(f"a view is one of {', '.join(VIEWS)}, found {part!r:.80}")
+        content = self.content()
+        return Model(replace(content, recipe=replace(content.recipe, **VIEWS[part]), calibration={}, neither=None, golden=None))
 
     # ---- what it computes
 

@@ -1000,6 +1000,17 @@ def test_bad_weights_are_mistakes(run, photos, trained, tmp_path):
     assert not {"x.h", "x.npz", "v"} & set(os.listdir(tmp_path)) and content(tmp_path / "o") == {}
 
 
+def test_a_view_of_the_photos_travels_in_the_model_and_the_header(run, photos, tmp_path):
+    for view, resize, fraction in (("square", "crop", 1.0), ("whole", "squash", 0.875), ("centre", "crop", 0.875)):
+        assert run("train", photos, "-o", tmp_path / view, "--epochs", "1", "--view", view, *BACKBONE).code == 0
+        recipe = minitl.load(tmp_path / view / "model.npz").recipe
+        assert (recipe.resize, recipe.crop_fraction) == (resize, fraction)
+    headers = {(tmp_path / view / "model.h").read_text() for view in ("square", "whole", "centre")}
+    assert len(headers) == 3
+    with pytest.raises(MinitlError, match="one of centre, square, whole"):
+        minitl.load(tmp_path / "square" / "model.npz").viewing("edge")
+
+
 def test_without_weights_the_backbone_that_comes_with_minitl_is_used(run, photos, tmp_path):
     assert run("train", photos, "-o", tmp_path / "o", "--epochs", "2").code == 0
     assert minitl.load(tmp_path / "o" / "model.npz").provenance["backbone"] == minitl.load(BUNDLED).provenance
