@@ -20,12 +20,13 @@ from test_importers_read import fuzz
 
 import minitl
 from minitl import cli, importers
+from minitl.architectures import build
 from minitl.architectures.mobilenet_v1 import BLOCKS as V1
 from minitl.architectures.mobilenet_v2 import BLOCKS as V2
 from minitl.architectures.mobilenet_v2 import divisible_by_8
 from minitl.errors import MinitlError
 from minitl.importers import safetensors, torch_files
-from minitl.importers.names import steps
+from minitl.importers.names import TORCH_MEAN, steps
 
 ALPHA, SIZE, CLASSES = 0.1, 96, 4
 
@@ -72,15 +73,6 @@ class Plan:
             return activation(y) if activation else y
 
         return compute
-
-    def filled(self):
-        self.torch.manual_seed(0)
-        for name, array in self.root.state_dict().items():
-            if array.ndim == 1:
-                array.uniform_(0.5, 1.5)
-            if array.ndim == 1 and name.endswith(("running_mean", "bias")):
-                array.sub_(1.0)
-        return self.root.eval()
 
 
 def v2_names(maker):
@@ -143,7 +135,7 @@ def v2(torch, maker):
             x = x + y if residual else y
         return dense(layers[1](x).mean((2, 3)))
 
-    return plan.filled(), compute
+    return plan.root, compute
 
 
 def v1(torch, maker):
@@ -151,14 +143,18 @@ def v1(torch, maker):
     relu6, channels = torch.nn.functional.relu6, int(32 * ALPHA)
     hf = "mobilenet_v1.layer.{}.{}"
     stages = [(s, k) for s, n in enumerate((1, 2, 2, 6, 2)) for k in range(n)]
-    stem = (
-        ("mobilenet_v1.conv_stem.convolution", "mobilenet_v1.conv_stem.normalization") if maker == "Hugging Face" else ("conv_stem", "bn1")
-    )
+    stem = {
+        "timm": ("conv_stem", "bn1"),
+        "Hugging Face": ("mobilenet_v1.conv_stem.convolution", "mobilenet_v1.conv_stem.normalization"),
+        "someone": ("blocks.0.convolution", "blocks.0.normalization"),
+    }[maker]
     units = [plan.unit(stem, 3, channels, 3, 2, activation=relu6)]
     for i, ((filters, stride), (s, k)) in enumerate(zip(V1, stages, strict=True)):
         pairs = [(f"blocks.{s}.{k}.conv_dw", f"blocks.{s}.{k}.bn1"), (f"blocks.{s}.{k}.conv_pw", f"blocks.{s}.{k}.bn2")]
         if maker == "Hugging Face":
             pairs = [(hf.format(2 * i + j, "convolution"), hf.format(2 * i + j, "normalization")) for j in (0, 1)]
+        elif maker == "someone":  # modules of the same names as Hugging Face's
+            pairs = [(f"blocks.{i + 1}.{j}.convolution", f"blocks.{i + 1}.{j}.normalization") for j in ("first", "second")]
         after = int(filters * ALPHA)
         units.append(plan.unit(pairs[0], channels, channels, 3, stride, channels, relu6))
         units.append(plan.unit(pairs[1], channels, after, activation=relu6))
@@ -170,21 +166,34 @@ def v1(torch, maker):
             x = unit(x)
         return dense(x.mean((2, 3)))
 
-    return plan.filled(), compute
+    return plan.root, compute
 
 
-def resnet18(torch):
+def resnet18(torch, maker="torchvision"):
     plan, relu, channels = Plan(torch), torch.nn.functional.relu, 6
-    stem, rows = plan.unit(("conv1", "bn1"), 3, channels, 7, 2, activation=relu), []
+    hf = maker == "Hugging Face"
+
+    def pair(module):
+        return f"{module}.convolution", f"{module}.normalization"
+
+    stem = plan.unit(pair("resnet.embedder.embedder") if hf else ("conv1", "bn1"), 3, channels, 7, 2, activation=relu)
+    rows = []
     for stage, filters in enumerate((6, 12, 25, 51), 1):
         for i in (0, 1):
             p, stride = f"layer{stage}.{i}.", 2 if stage > 1 and i == 0 else 1
-            row = [plan.unit((f"{p}conv1", f"{p}bn1"), channels, filters, 3, stride, activation=relu)]
-            row.append(plan.unit((f"{p}conv2", f"{p}bn2"), filters, filters, 3))
-            names = (f"{p}downsample.0", f"{p}downsample.1")
-            rows.append((row, plan.unit(names, channels, filters, 1, stride) if stride > 1 else lambda x: x))
+            units = [(f"{p}conv1", f"{p}bn1"), (f"{p}conv2", f"{p}bn2"), (f"{p}downsample.0", f"{p}downsample.1")]
+            if hf:
+                p = f"resnet.encoder.stages.{stage - 1}.layers.{i}."
+                units = [pair(f"{p}layer.0"), pair(f"{p}layer.1"), pair(f"{p}shortcut")]
+
+            def shortcut(names=units[2], before=channels, after=filters, stride=stride):
+                return plan.unit(names, before, after, 1, stride) if stride > 1 else lambda x: x
+
+            first = shortcut() if hf else None  # listed before the layers
+            row = [plan.unit(units[0], channels, filters, 3, stride, activation=relu), plan.unit(units[1], filters, filters, 3)]
+            rows.append((row, first or shortcut()))
             channels = filters
-    dense = plan.module("fc", torch.nn.Linear(channels, CLASSES))
+    dense = plan.module("classifier.1" if hf else "fc", torch.nn.Linear(channels, CLASSES))
 
     def compute(x):
         x = torch.nn.functional.max_pool2d(stem(x), 3, 2, 1)
@@ -192,7 +201,7 @@ def resnet18(torch):
             x = relu(row[1](row[0](x)) + shortcut(x))
         return dense(x.mean((2, 3)))
 
-    return plan.filled(), compute
+    return plan.root, compute
 
 
 def vgg16(torch):
@@ -211,22 +220,41 @@ def vgg16(torch):
             x = row(x)
         return dense[2](relu(dense[1](relu(dense[0](x.flatten(1))))))
 
-    return plan.filled(), compute
+    return plan.root, compute
 
 
 MAKERS = {
     "mobilenet_v1 torchvision": lambda torch: torch_networks.mobilenet_v1(torch, ALPHA, CLASSES),
     "mobilenet_v2 torchvision": lambda torch: torch_networks.mobilenet_v2(torch, ALPHA, CLASSES),
-    **{f"mobilenet_v1 {maker}": lambda torch, maker=maker: v1(torch, maker) for maker in ("timm", "Hugging Face")},
+    **{f"mobilenet_v1 {maker}": lambda torch, maker=maker: v1(torch, maker) for maker in ("timm", "Hugging Face", "someone")},
     **{f"mobilenet_v2 {maker}": lambda torch, maker=maker: v2(torch, maker) for maker in ("d-li14", "timm", "Hugging Face")},
-    "resnet18 torchvision": resnet18,
+    **{f"resnet18 {maker}": lambda torch, maker=maker: resnet18(torch, maker) for maker in ("torchvision", "Hugging Face")},
     "vgg16 torchvision": vgg16,
 }
 
 
 def made(torch, name):
+    """(module, what computes with it)."""
     found = MAKERS[name](torch)
-    return found if isinstance(found, tuple) else (found, found)
+    module, compute = found if isinstance(found, tuple) else (found, found)
+    return alive(torch, module, compute, SIZE), compute
+
+
+def alive(torch, module, compute, size):
+    """The module with weights and BatchNorms as after training: what comes out depends on what goes in."""
+    torch.manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(part.weight)
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.weight.data.uniform_(0.7, 1.3)
+            part.bias.data.uniform_(-0.3, 0.5)
+            part.reset_running_stats()
+            part.momentum = None  # the plain mean of all batches, here of one
+    module.train()
+    with torch.no_grad():
+        compute(torch.randn(8, 3, size, size))
+    return module.eval()
 
 
 def in_our_layout(array):
@@ -260,11 +288,19 @@ def test_networks_under_the_names_of_their_makers_compute_what_pytorch_computes(
     x = np.random.default_rng(1).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)
     with torch.no_grad():
         expected = compute(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
-    found = minitl.load(path).forward(x)
-    largest = np.abs(found - expected).max()
-    print(f"{name}: largest difference {largest:.1e} of {np.abs(expected).max():.2f}")
-    assert largest < 1e-4
-    hugging_face = "Hugging" in name
+    model, limit = minitl.load(path), 1e-4
+    largest, spread = np.abs(model.forward(x) - expected).max(), np.ptp(expected, axis=0).max()
+    print(f"{name}: largest difference {largest:.1e} of {np.abs(expected).max():.2f}; {spread:.2f} between two pictures")
+    assert largest < limit and spread > 10 * limit
+    for other in (x[..., ::-1].copy(), x.swapaxes(1, 2).copy(), 1.1 * x):
+        assert np.abs(model.forward(other) - expected).max() > 10 * limit, "a comparison that does not see other pictures"
+    for key, values in {"epsilon": (1e-3, 1e-5), "padding": ("same", "torch")}.items():
+        if key in imported.arguments:
+            other = {**imported.arguments, key: next(value for value in values if value != imported.arguments[key])}
+            graph = build(imported.architecture, **other).load(imported.arrays)
+            assert np.abs(graph.evaluate(x)[graph.output] - expected).max() > 10 * limit, f"a comparison that does not see another {key}"
+    hugging_face = "Hugging" in name and "mobilenet" in name
+    assert imported.recipe.mean == ((127.5,) * 3 if hugging_face or name == "mobilenet_v1 timm" else TORCH_MEAN)
     if "mobilenet" in name:
         assert imported.arguments["padding"] == ("same" if hugging_face else "torch")
     if "vgg" not in name:
@@ -277,15 +313,29 @@ def test_safetensors_sorts_by_name_and_the_order_is_found_again(tmp_path, name):
     torch = pytorch()
     save_file = pytest.importorskip("safetensors.torch").save_file
     state = made(torch, name)[0].state_dict()
-    save_file(state, tmp_path / "x.safetensors")
-    if name == "vgg16 torchvision":
-        with pytest.raises(MinitlError, match="fc1 needs"):  # the default size, for which the classifier is another
-            importers.read(tmp_path / "x.safetensors")
     path = tmp_path / "x_96.safetensors"
-    os.rename(tmp_path / "x.safetensors", path)
+    save_file(state, path)
     equal(importers.read(path), state)
     names = list(json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}"))
     assert names != list(state), "the package sorts them"
+
+
+def test_the_first_dense_layer_of_vgg16_says_the_size_of_the_image(tmp_path):
+    torch = pytorch()
+    for pixels, name, size in [(2, "vgg16.pth", 64), (3, "vgg16_epoch_160.pth", 96), (7, "vgg16.pth", 224), (4, "vgg16_128.pth", 128)]:
+        module = torch_networks.vgg16(torch, size=32 * pixels)
+        torch.save(module.state_dict(), tmp_path / name)
+        imported = importers.read(tmp_path / name)
+        assert imported.arguments["input_shape"] == [size, size, 3] and imported.recipe.height == size
+        assert imported.provenance["notes"][0].startswith(f"input size {size} x {size} taken from its first dense layer")
+    torch.save(alive(torch, module, module, size).state_dict(), tmp_path / name)
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(minitl.load(tmp_path / name).forward(x) - expected).max() < 1e-4 and np.ptp(expected, axis=0).max() > 1e-3
+    state = module.state_dict() | {"classifier.0.weight": torch.zeros(204, 25 * 15)}  # 3 x 5
+    torch.save(state, tmp_path / name)
+    assert "fc1 needs" in refusal(tmp_path / name)
 
 
 def test_numbers_within_names_that_are_sorted_are_counted_and_hidden_layers_are_found(tmp_path, state):
@@ -302,7 +352,7 @@ def test_numbers_within_names_that_are_sorted_are_counted_and_hidden_layers_are_
     assert any("ReLU between the dense layers" in note for note in imported.provenance["notes"])
 
 
-def test_inception_under_torchvisions_names_has_its_gammas_in_the_kernels():
+def test_inception_is_refused_since_its_pools_count_zeros_in_pytorch():
     graph, _ = network("inception_v3", alpha=ALPHA, input_shape=[128, 128, 3])
     pool = [f"branch3x3dbl_{i}" for i in (1, 2, 3)]
     mixed = {
@@ -323,26 +373,17 @@ def test_inception_under_torchvisions_names_has_its_gammas_in_the_kernels():
     modules = [f"Conv2d_{x}" for x in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")] + [
         f"{m}.{b}" for m, bs in mixed.items() for b in bs
     ]
-    tensors, gammas = {}, {}
-    rng = np.random.default_rng(0)
+    tensors = {}
     units = [step for step in steps(graph) if step.kernel_shape]
     for module, step in zip(modules, units[:-1], strict=True):
         tensors[f"{module}.conv.weight"] = graph.params[step.name]["kernel"].transpose(3, 2, 0, 1)
-        norm = graph.params[step.norm]
-        gammas[step.name] = tensors[f"{module}.bn.weight"] = rng.uniform(-1, 1, norm["beta"].shape).astype(np.float32)
-        for part, ours in (("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_variance")):
-            tensors[f"{module}.bn.{part}"] = norm[ours]
+        for part in importers.torch_state.STATISTICS:
+            tensors[f"{module}.bn.{part}"] = graph.params[step.norm]["beta"]
     tensors["fc.weight"], tensors["fc.bias"] = graph.params["predictions"]["kernel"].T, graph.params["predictions"]["bias"]
     tensors["AuxLogits.conv0.conv.weight"] = np.zeros((2, 2, 1, 1), np.float32)
     for order in (list, sorted):
-        imported = importers.torch_state.convert({name: tensors[name] for name in order(tensors)}, [], [], "x_128.pth", "torch")
-        assert imported.architecture == "inception_v3" and imported.unused == ["AuxLogits.conv0.conv.weight"]
-        for step in units[:-1]:
-            for part, ours in ((step.name, "kernel"), (step.norm, "moving_mean")):
-                assert np.array_equal(imported.arrays[f"{part}/{ours}"], graph.params[part][ours] * gammas[step.name])
-            assert np.array_equal(imported.arrays[f"{step.norm}/moving_variance"], graph.params[step.norm]["moving_variance"])
-        assert imported.recipe.mean == (127.5,) * 3 and imported.arguments["epsilon"] == 1e-3
-        assert any("average pools" in note for note in imported.provenance["notes"])
+        with pytest.raises(MinitlError, match=r"convolutions of InceptionV3, .* not read from PyTorch: there its average pools.* Keras'"):
+            importers.torch_state.convert({name: tensors[name] for name in order(tensors)}, [], [], "x_128.pth", "torch")
 
 
 def test_preprocessing_classes_and_size_come_from_the_maker_and_are_noted():

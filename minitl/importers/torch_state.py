@@ -3,12 +3,14 @@
 Enters: tensors by name. Leaves: the network, its arrays in our layouts, its preprocessing. Networks are known by the order of their tensors
 and by their shapes: torchvision, timm, Hugging Face, d-li14 and the scripts of others call them differently, but list them in the order of
 computation. safetensors sorts them by name instead; ORDERS says which module comes first where that is not the order of the names.
-What no tensor says (padding, epsilon, preprocessing) is decided by whose names they are, and noted. Left out: aux classifiers.
+What no tensor says (padding, epsilon, preprocessing) is decided by whose names they are, and noted. Left out: InceptionV3, whose average
+pools are other ones in PyTorch.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,13 +31,13 @@ ORDERS = [
     ("conv_stem", "layer", "conv_1x1"),
     ("first_conv", "expand_1x1", "conv_3x3", "reduce_1x1"),
     ("convolution", "normalization"),
+    ("layer", "shortcut"),
     ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "classifier"),  # timm
     ("conv_dw", "bn1", "conv_pw", "bn2"),
     ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"),
     ("features", "conv", "classifier"),  # torchvision, d-li14
     ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"),  # ResNet
     ("conv1", "bn1", "conv2", "bn2", "downsample"),
-    ("branch1x1", "branch5x5_1", "branch5x5_2", "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3", "branch_pool"),  # InceptionV3
     ("conv", "bn"),
 ]
 """Modules of one parent in the order of computation. Others keep the order of the file; numbers come in their own."""
@@ -54,25 +56,28 @@ def convert(tensors: Mapping[str, np.ndarray], beside: list[str], notes: list[st
     unused = [name for name in tensors if name not in weights] + beside
     seen = _layers(weights, what)
     architecture = names.recognise(seen, what)
-    maker = next((maker for maker, mark in MARKS.items() if any(mark.search(name) for name in weights)), "torchvision")
-    usual = 299 if architecture == "inception_v3" else 224
-    height, width = names.size_from_name(what, usual, notes)
+    if architecture == "inception_v3":
+        raise MinitlError(
+            f"{what} has the convolutions of InceptionV3, which is not read from PyTorch: there its average pools count the zeros around "
+            "the image, this network's do not, and its features would be wrong. Keras' InceptionV3 is read: save that one as .keras or .h5"
+        )
+    maker = next((maker for maker, marks in MARKS.items() if _has(marks, weights, architecture)), "torchvision")
+    height, width = names.size_from_name(what, 224, notes)
+    if pixels := _pixels(seen) if architecture == "vgg16" else None:
+        if height // 32 != pixels:
+            height = width = 32 * pixels
+        notes[-1] = f"input size {height} x {width} taken from its first dense layer, which reads {pixels} x {pixels} pixels"
     known = {"epsilon": 1e-5, "momentum": 0.9}  # PyTorch's momentum is 1 minus ours
     if maker == "Hugging Face":  # its configurations give TensorFlow's number to PyTorch, where it means the opposite
         known = {"epsilon": 1e-3, "momentum": 0.9997 if architecture == "mobilenet_v1" else 0.997}
-    if architecture == "inception_v3":
-        known["epsilon"] = 1e-3
-        notes.append(
-            "PyTorch's average pools count the zeros around the image, this network's do not: features at its borders differ a little"
-        )
     padding = "same" if maker == "Hugging Face" else "torch"
     architecture, arguments, arrays, mapping = names.fit(seen, what, (height, width, 3), (padding,), **known)
     has_norms = any(name.endswith("running_mean") for name in weights)
-    assumed = [f"padding as in {'TensorFlow' if padding == 'same' else 'PyTorch'}"] if architecture != "inception_v3" else []
+    assumed = [f"padding as in {'TensorFlow' if padding == 'same' else 'PyTorch'}"]
     assumed += [f"BatchNorm's epsilon {known['epsilon']:g}"] if has_norms else []
     assumed += ["ReLU between the dense layers"] if arguments["hidden"] else []
     assumed += ["ReLU6"] if arguments.get("activation") == "relu6" else []
-    notes.append(f"assumed, since no tensor says it, from names like {maker}'s: {', '.join(assumed) or 'preprocessing'}")
+    notes.append(f"assumed, since no tensor says it, as in {maker}'s networks: {', '.join(assumed)}")
     if arguments["classes"] == 1001:
         notes.append("of its 1001 classes number 0 is 'background', and ImageNet's 1000 follow")
     recipe = _recipe(architecture, arguments, maker, what, notes)
@@ -80,10 +85,14 @@ def convert(tensors: Mapping[str, np.ndarray], beside: list[str], notes: list[st
 
 
 MARKS = {
-    "Hugging Face": re.compile(r"(^|\.)mobilenet_v[12]\.|\.convolution\.weight$"),
-    "timm": re.compile(r"(^|\.)conv_stem\.weight$"),
+    "Hugging Face": (r"(^|\.)conv_stem\.(first_conv\.)?convolution\.weight$", r"(^|\.)layer\.\d+\.(\w+\.)?convolution\.weight$"),
+    "timm": (r"(^|\.)conv_stem\.weight$", r"(^|\.)blocks\.\d+\.\d+\.conv_dw\.weight$"),
 }
-"""Names that only one maker uses."""
+"""Names that only one maker's MobileNets have, all of them: one alone, such as a module `convolution`, may be anybody's."""
+
+
+def _has(marks: tuple[str, ...], weights: Mapping[str, np.ndarray], architecture: str) -> bool:
+    return architecture.startswith("mobilenet") and all(any(re.search(mark, name) for name in weights) for mark in marks)
 
 
 def _recipe(architecture: str, arguments: dict[str, Any], maker: str, what: str, notes: list[str]) -> Recipe:
@@ -97,9 +106,6 @@ def _recipe(architecture: str, arguments: dict[str, Any], maker: str, what: str,
         notes.append(
             f"preprocessing assumed: Hugging Face's for Google's MobileNets, pixels / 127.5 - 1, centre crop 0.875{names.OVERRIDE}"
         )
-    elif architecture == "inception_v3":
-        plain = replace(plain, crop_fraction=299 / 342)
-        notes.append(f"preprocessing assumed: torchvision's for InceptionV3, pixels / 127.5 - 1, centre crop 299 of 342{names.OVERRIDE}")
     else:
         plain = names.torch_recipe(arguments, notes)
         if maker == "timm":
@@ -184,6 +190,15 @@ def _channels_last(kernel: np.ndarray | None, channels: int) -> np.ndarray | Non
     return kernel.reshape(channels, -1, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
 
 
+def _pixels(seen: list[Seen]) -> int | None:
+    """Height and width of the square image that the first dense layer reads flattened; None where it reads an average, or there is none."""
+    dense = next((i for i, s in enumerate(seen) if s.kind is Dense), 0)
+    if not dense or (kernel := seen[dense].kernel) is None:
+        return None
+    side = math.isqrt(len(kernel) // seen[dense - 1].channels)
+    return side if side > 1 and side * side * seen[dense - 1].channels == len(kernel) else None
+
+
 def _in_order(modules: list[str]) -> list[str]:
     """Modules in the order of computation, see ORDERS."""
     children: dict[str, dict[str, int]] = {}  # parent -> {its module: number in the file}
@@ -198,7 +213,7 @@ def _in_order(modules: list[str]) -> list[str]:
             return {word: int(word) for word in words}
         known = next((order for order in ORDERS if words.keys() <= set(order)), None)
         if known is None and list(words) == sorted(words):  # block1, block10, block2: sorted by safetensors
-            known = tuple(sorted(words, key=lambda word: [text.zfill(20) for text in re.findall(r"[0-9]+|[^0-9]+", word)]))
+            known = tuple(sorted(words, key=lambda word: re.sub("[0-9]+", lambda number: number[0].zfill(20), word)))
         return {word: known.index(word) for word in words} if known else words
 
     ranked = {parent: ranks(words) for parent, words in children.items()}
