@@ -152,6 +152,8 @@ def unpack(data: bytes | memoryview, what: str, hashed: bool = False) -> dict[st
         return arrays
     except MinitlError:
         raise
+    except zips.CompressedError as problem:
+        raise MinitlError(f"{what} {problem}") from None
     except Exception as problem:  # damaged files raise a dozen different ones
         why = printable(str(problem))
         raise MinitlError(f"{what} is damaged or no .npz file ({why:.100}); download or write it again") from None

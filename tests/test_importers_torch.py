@@ -1,5 +1,6 @@
 """PyTorch's files and safetensors -> our networks: every number arrives, whatever its maker calls it; nothing in a file is ever called."""
 
+import argparse
 import collections
 import io
 import json
@@ -672,11 +673,39 @@ def test_whole_models_and_other_programs_are_refused_with_advice(tmp_path):
         torch.save(model, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
         said = refusal(tmp_path / "x.pth")
         assert "names torch.nn.modules" in said and "torch.save(model.state_dict(), 'x.pth')" in said
-    assert "TorchScript program" in refusal(tmp_path / "x.pt", archive(table(tensor_pickle()), ROW, **{"constants.pkl": b"\x80\x02)."}))
     assert "PyTorch's torch.save did not write" in refusal(tmp_path / "x.pkl", pickle.dumps({"a": [1.0]}, 2))
     assert "one tensor" not in refusal(tmp_path / "x.pth", archive(b"\x80\x02" + tensor_pickle() + b".", ROW))
     assert "big-endian" in refusal(tmp_path / "x.pth", archive(table(tensor_pickle()), ROW, byteorder=b"big"))
     assert "ZIP archive of a.txt" in refusal(tmp_path / "x.zip", one_file("a.txt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_program_is_called_so_and_the_advice_for_it_works(tmp_path):
+    torch = pytorch()
+    module, path = torch_networks.mobilenet_v2(torch, ALPHA, CLASSES), tmp_path / "x.pt"
+    torch.jit.trace(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)).save(str(path))
+    assert "x.pt is a TorchScript program" in refusal(path)
+    torch.jit.script(module).save(str(path))
+    said = refusal(path)
+    assert "x.pt is a TorchScript program" in said and "torch.save(torch.jit.load('x.pt').state_dict(), 'x.pth')" in said
+    assert "damaged" not in said
+    torch.save(torch.jit.load(str(path)).state_dict(), tmp_path / "x_96.pth")
+    equal(importers.read(tmp_path / "x_96.pth"), module.state_dict())
+    assert "TorchScript program" in refusal(path, archive(table(tensor_pickle()), ROW, **{"constants.pkl": b"\x80\x02)."}))
+
+
+def test_checkpoints_with_programs_beside_their_weights_are_told_to_save_the_weights(tmp_path, state):
+    torch = pytorch()
+    path = tmp_path / "x.pth"
+    for beside in (argparse.Namespace(lr=0.1), np.float64(3), torch.nn.Linear(1, 1)):
+        for wrap in (dict, collections.OrderedDict):
+            for new in (True, False):
+                torch.save(wrap({"epoch": 3, "model": state, "other": beside}), path, _use_new_zipfile_serialization=new)
+                said = refusal(path)
+                assert "nothing of it was run" in said and "torch.save(checkpoint['model'], 'x.pth')" in said
+                assert "whole model" not in said and said.endswith("whatever it calls them")
+    torch.save(torch.load(path, weights_only=False)["model"], path)
+    assert importers.read(path).architecture == "mobilenet_v1"
 
 
 def one_file(name, method=zipfile.ZIP_STORED, content=b"x"):
@@ -731,7 +760,8 @@ def test_tensors_that_share_their_numbers_do_not_add_up_to_a_bomb(tmp_path):
 
 
 def test_archives_that_are_compressed_overlap_or_lie_are_refused(tmp_path):
-    assert "compressed" in refusal(tmp_path / "x.pth", archive(bytes(10 << 20), method=zipfile.ZIP_DEFLATED))
+    packed = refusal(tmp_path / "x.pth", archive(bytes(10 << 20), method=zipfile.ZIP_DEFLATED))
+    assert "has compressed entries ('x/data.pkl')" in packed and "zip -0 -r" in packed and "damaged" not in packed
     good = archive(table(tensor_pickle()), {**ROW, "00": b""})
     at = good.index(b"PK\1\2")
     lying = bytearray(good)

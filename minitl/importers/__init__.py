@@ -81,7 +81,7 @@ def _convert(data: bytes, name: str, beside: Beside) -> Imported:
 def _archive(data: bytes, name: str) -> Imported:
     """The network in a ZIP archive."""
     try:
-        inside = [entry for entry, _, _ in zips.entries(memoryview(data))]
+        inside = zips.names(memoryview(data))
     except (ValueError, struct.error) as problem:
         raise MinitlError(f"{name} is a damaged ZIP archive ({problem!s:.200}); download or save it again") from None
     if any(entry.endswith("/data.pkl") for entry in inside):

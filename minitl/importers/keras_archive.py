@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MinitlError
-from ..zips import entries
+from ..zips import CompressedError, entries
 from . import hdf5
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -37,6 +37,8 @@ def unpack(data: bytes, what: str) -> tuple[bytes, bytes]:
                 if zlib.crc32(content) != crc:
                     raise ValueError(f"the entry {name} has another check sum")
                 found[name] = bytes(content)
+    except CompressedError as problem:
+        raise MinitlError(f"{what} {problem}") from None
     except (ValueError, struct.error) as problem:
         raise MinitlError(f"{what} is damaged or no .keras file: {problem!s:.200}") from None
     for name in (CONFIG, WEIGHTS):

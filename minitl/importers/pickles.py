@@ -29,6 +29,10 @@ TABLE, PARAMETER = ("collections", "OrderedDict"), ("torch._utils", "_rebuild_pa
 TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")}  # the second: before 0.4
 NAMES = {TABLE, PARAMETER, *TENSORS, *(("torch", name) for name in STORAGES)}
 ADVICE = "where you trust it and PyTorch is, save its numbers alone: torch.save(model.state_dict(), 'x.pth')"
+TABLE_ADVICE = (
+    "It is a table, so other things lie beside its weights: where you trust it and PyTorch is, save those alone: "
+    "torch.save(checkpoint['model'], 'x.pth'), or 'state_dict', whatever it calls them"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Machine:
     def __init__(self, data: bytes, what: str) -> None:
         self.data, self.what, self.at, self.steps = data, what, 0, 0
         self.storages: dict[str, Storage] = {}
+        self.bottom: list[Any] = []  # of the stack
 
     def run(self) -> Any:
         """The value that one pickle describes. Raises MinitlError."""
@@ -96,9 +101,10 @@ class Machine:
 
     def refuse(self, found: str) -> NoReturn:
         """What no table of tensors needs."""
+        table = bool(self.bottom) and isinstance(self.bottom[0], Table)
         raise MinitlError(
             f"{self.what} is refused: its pickle {found:.200}, which a table of weights does not need and which could run a program; "
-            f"nothing of it was run. If it is a whole model, {ADVICE}"
+            f"nothing of it was run. {TABLE_ADVICE if table else f'If it is a whole model, {ADVICE}'}"
         )
 
     def _take(self, size: int) -> bytes:
@@ -119,7 +125,7 @@ class Machine:
         return line
 
     def _run(self) -> Any:
-        stack: list[Any] = []
+        stack = self.bottom = []
         outer: list[list[Any]] = []  # stacks below the marks
         memo: dict[int, Any] = {}
 

@@ -94,18 +94,25 @@ def _whole_numbers(found: Any) -> tuple[int, ...] | None:
 def _archive(data: bytes, what: str) -> tuple[Any, dict[str, memoryview]]:
     """(what the pickle of a ZIP describes, its storages by key)."""
     try:
+        if script := next((name for name in zips.names(memoryview(data)) if name.endswith("/constants.pkl")), None):
+            raise MinitlError(
+                f"{what} is a TorchScript program (it has {script!r:.60}), expected weights alone: where you trust it and PyTorch is, "
+                "torch.save(torch.jit.load('x.pt').state_dict(), 'x.pth')"
+            )
         entries = {}
         for name, content, crc in zips.entries(memoryview(data)):
             if zlib.crc32(content) != crc:
                 raise ValueError(f"entry {name!r:.60} has another check sum, if torch.serialization.set_crc32_options did not leave it out")
             entries[name] = content
+    except MinitlError:
+        raise
+    except zips.CompressedError as problem:
+        raise MinitlError(f"{what} {problem}") from None
     except (ValueError, struct.error) as problem:
         raise MinitlError(f"{what} is damaged, or no archive of PyTorch's ({problem!s:.200}); download or save it again") from None
     top = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
     if top is None:
         raise MinitlError(f"{what} is a ZIP archive without data.pkl ({', '.join(list(entries)[:3])}): no file of PyTorch's torch.save")
-    if f"{top}constants.pkl" in entries:
-        raise MinitlError(f"{what} is a TorchScript program, expected weights: {ADVICE}")
     if bytes(entries.get(f"{top}byteorder", b"little")) != b"little":
         raise MinitlError(f"{what} was written on a big-endian machine; expected little-endian numbers: save it again on another")
     program = entries[f"{top}data.pkl"]
