@@ -703,7 +703,7 @@ def test_checkpoints_with_programs_beside_their_weights_are_told_to_save_the_wei
                 torch.save(wrap({"epoch": 3, "model": state, "other": beside}), path, _use_new_zipfile_serialization=new)
                 said = refusal(path)
                 assert "nothing of it was run" in said and "torch.save(checkpoint['model'], 'x.pth')" in said
-                assert "whole model" not in said and said.endswith("whatever it calls them")
+                assert "If it is a whole model" not in said and said.endswith("of a whole model, its state_dict()")
     torch.save(torch.load(path, weights_only=False)["model"], path)
     assert importers.read(path).architecture == "mobilenet_v1"
 

@@ -30,8 +30,8 @@ TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_te
 NAMES = {TABLE, PARAMETER, *TENSORS, *(("torch", name) for name in STORAGES)}
 ADVICE = "where you trust it and PyTorch is, save its numbers alone: torch.save(model.state_dict(), 'x.pth')"
 TABLE_ADVICE = (
-    "It is a table, so other things lie beside its weights: where you trust it and PyTorch is, save those alone: "
-    "torch.save(checkpoint['model'], 'x.pth'), or 'state_dict', whatever it calls them"
+    "If floating-point weights lie in it beside other things, save them alone where you trust it and PyTorch is: "
+    "torch.save(checkpoint['model'], 'x.pth'), or ['state_dict'], whatever it calls them; of a whole model, its state_dict()"
 )
 
 
