@@ -25,6 +25,26 @@ def network(architecture="mobilenet_v1", seed=0, **arguments):
     return graph, graph.arrays()
 
 
+MEANS = (123.68, 116.78, 103.94)
+RESCALED = {  # what a file does to its picture -> mean and std for pixels 0..255, and what it takes these pixels divided by
+    "x / 255": ([("DIV", 255)], 0, 255, 1),
+    "x / 127.5 - 1": ([("MUL", 1 / 127.5), ("SUB", 1)], 127.5, 127.5, 1),
+    "x / 127.5 + (-1)": ([("DIV", 127.5), ("ADD", -1)], 127.5, 127.5, 1),
+    "x - mean": ([("SUB", MEANS)], MEANS, 1, 1),
+    "(x - mean) * 0.017": ([("SUB", MEANS), ("MUL", 0.017)], MEANS, 1 / 0.017, 1),
+    "(x - 0.45) / 0.225": ([("SUB", 0.45), ("DIV", 0.225)], 114.75, 57.375, 255),
+    "(x - 0.45) * 16": ([("SUB", 0.45), ("MUL", 16)], 114.75, 255 / 16, 255),
+    "2 x - 1": ([("MUL", 2), ("SUB", 1)], 127.5, 127.5, 255),
+    "2 x": ([("MUL", 2)], 0, 127.5, 255),
+}
+
+
+def is_rescaled(recipe, mean, std):
+    """Whether a recipe has these numbers, one each or one for each colour."""
+    found = np.array([recipe.mean, recipe.std])
+    return np.allclose(found, [np.broadcast_to(mean, 3), np.broadcast_to(std, 3)], rtol=1e-5, atol=1e-4)
+
+
 # ---- Keras
 
 
@@ -180,8 +200,8 @@ class Writer:
 TYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int16": 7, "int8": 9}
 CODES = {
     "ADD": 0, "AVERAGE_POOL_2D": 1, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 4, "DEQUANTIZE": 6, "FULLY_CONNECTED": 9,
-    "MAX_POOL_2D": 17, "MUL": 18, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34, "MEAN": 40, "SUB": 41, "SQUEEZE": 43,
-    "STRIDED_SLICE": 45, "QUANTIZE": 114, "HARD_SWISH": 117,
+    "MAX_POOL_2D": 17, "MUL": 18, "RELU": 19, "RELU6": 21, "RESHAPE": 22, "SOFTMAX": 25, "PAD": 34, "MEAN": 40, "SUB": 41, "DIV": 42,
+    "SQUEEZE": 43, "STRIDED_SLICE": 45, "QUANTIZE": 114, "HARD_SWISH": 117,
 }  # fmt: skip
 FUSED = {"linear": 0, "relu": 1, "relu_n1_to_1": 2, "relu6": 3}
 
@@ -251,11 +271,11 @@ def per_channel(file, array, kind):
 
 
 def tflite(graph, store=plain, pads=False, head="FULLY_CONNECTED", before=(), pool="AVERAGE_POOL_2D"):
-    """The network (folded: batch_norm False) as a TFLite builder. pads: PAD and VALID instead of SAME. before: operators MUL, SUB first."""
+    """The network (folded: batch_norm False) as a TFLite builder. pads: PAD and VALID instead of SAME. before: arithmetic first."""
     file, h, w = TFLite(), *graph.input_shape[:2]
     value, size = {-1: file.tensor([1, h, w, 3])}, {-1: (h, w)}
     for kind, number in before:
-        value[-1] = file.operator(kind, [value[-1], file.constant(np.float32(number))], [1, h, w, 3])
+        value[-1] = file.operator(kind, [value[-1], file.constant(np.array(number, np.float32))], [1, h, w, 3])
     for i, step in enumerate(steps(graph)):
         layer, x, (h, w) = step.layer, value[step.inputs[0]], size[step.inputs[0]]
         fused = ("b", FUSED[step.activation])

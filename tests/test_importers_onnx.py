@@ -9,7 +9,7 @@ import pytest
 import torch_networks
 from hypothesis import given
 from hypothesis import strategies as st
-from importer_files import network
+from importer_files import RESCALED, is_rescaled, network
 from peers import pytorch
 from test_importers_read import fuzz
 
@@ -38,13 +38,17 @@ def computed(imported, x):
     return graph.evaluate(x)[graph.output]
 
 
+def probabilities(logits):
+    """Softmax of each row."""
+    e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
 def agree(imported, path, softmax=False, limit=1e-4):
     """Largest difference to ONNX Runtime on noise is below the limit; prints it."""
     x = np.random.default_rng(0).standard_normal((2, *imported.arguments["input_shape"])).astype(np.float32)
     ours, theirs = computed(imported, x).astype(np.float64), by_onnxruntime(path, x)
-    if softmax:
-        e = np.exp(ours - ours.max(axis=1, keepdims=True))
-        ours = e / e.sum(axis=1, keepdims=True)
+    ours = probabilities(ours) if softmax else ours
     error = np.abs(ours - theirs).max()
     print(f"{path.name}: largest difference to ONNX Runtime {error:.2g} of {np.abs(theirs).max():.2g}")
     assert error < limit and np.ptp(theirs) > 10 * limit
@@ -220,7 +224,7 @@ def keras_like(graph, head="MatMul", pads="auto_pad", pool="GlobalAveragePool", 
     file = File([1, h, w, 3], **options)
     x = "image"
     for kind, number in before:
-        x = file.node(kind, x, file.constant(np.float32(number)))
+        x = file.node(kind, x, file.constant(np.array(number, np.float32)))
     value = {-1: file.node("Transpose", x, perm=[0, 3, 1, 2])}
     for i, step in enumerate(steps(graph)):
         layer, x, params = step.layer, value[step.inputs[0]], graph.params.get(step.name, {})
@@ -349,15 +353,26 @@ def test_numbers_of_other_widths_are_widened_or_narrowed(tmp_path):
     equal(importers.read(tmp_path / "x.onnx"), arrays, lambda a: (a.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))
 
 
-def test_rescaling_in_the_first_nodes_becomes_the_recipe(tmp_path):
-    graph, _ = network(batch_norm=False)
-    whole = importers.read(keras_like(graph, before=[("Mul", 1 / 127.5), ("Sub", 1.0)]).save(tmp_path / "x.onnx"))
-    assert (whole.recipe.mean, whole.recipe.std) == ((127.5,) * 3, (127.5,) * 3) and "0 to 255" in whole.provenance["notes"][0]
-    mean, std = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    unit = importers.read(keras_like(graph, before=[("Sub", mean), ("Div", std)]).save(tmp_path / "x.onnx"))
-    assert np.allclose([unit.recipe.mean, unit.recipe.std], [TORCH_MEAN, TORCH_STD], atol=1e-3) and "/ 255" in unit.provenance["notes"][0]
+@pytest.mark.parametrize("way", RESCALED)
+def test_rescaling_in_the_first_nodes_is_that_of_onnxruntime_on_the_pixels_that_it_is_meant_for(tmp_path, way):
+    before, mean, std, divisor = RESCALED[way]
+    graph, _ = network(batch_norm=False, alpha=0.1)
+    for params in graph.params.values():  # biases around 0, or no picture is told from another
+        params["bias"] -= 1
+    path = keras_like(graph, before=[(kind.title(), number) for kind, number in before]).save(tmp_path / "x.onnx")
+    imported = importers.read(path)
+    assert is_rescaled(imported.recipe, mean, std)
+    assert f"for pixels {'0 to 255' if divisor == 1 else '/ 255'};" in imported.provenance["notes"][0]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pixels[1] //= 8  # two pictures of noise are alike
+    theirs = by_onnxruntime(path, pixels.astype(np.float32) / np.float32(divisor))
+    ours = probabilities(computed(imported, imported.recipe.normalise(pixels)))
+    assert np.abs(ours - theirs).max() < 1e-4 and np.ptp(theirs, axis=0).max() > 1e-3
+
+
+def test_a_first_node_that_is_no_scale_is_refused(tmp_path):
     with pytest.raises(MinitlError, match="no scale"):
-        importers.read(keras_like(graph, before=[("Mul", -1.0)]).save(tmp_path / "x.onnx"))
+        importers.read(keras_like(network(batch_norm=False)[0], before=[("Mul", -1.0)]).save(tmp_path / "x.onnx"))
 
 
 def test_numbers_that_no_layer_reads_are_named(tmp_path):
@@ -452,6 +467,45 @@ def test_what_is_wrong_with_a_file_is_said_with_the_name_of_the_node(tmp_path, h
     with pytest.raises(MinitlError, match=says) as error:
         importers.read(broken(how, tmp_path))
     assert "x.onnx" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool"])
+def test_windows_of_a_pool_with_gaps_are_refused(tmp_path, kind):
+    file = keras_like(network(batch_norm=False)[0], pool="AveragePool")
+    pool = next(node for node in file.nodes if node.op_type == "AveragePool")
+    pool.op_type = kind
+    pool.attribute.append(onnx.helper.make_attribute("dilations", [1, 2]))
+    with pytest.raises(MinitlError, match=rf"\({kind}\) is dilated by \[1, 2\]"):
+        importers.read(file.save(tmp_path / "x.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("opset", "image", "axis", "right"),
+    [
+        *[(13, False, axis, axis in (1, -1, None)) for axis in (0, 1, -1, -2, None)],
+        *[(13, True, axis, axis in (1, -3)) for axis in (0, 1, 2, -1, -3, None)],
+        *[(9, True, axis, axis in (1, None)) for axis in (1, 2, None)],
+    ],
+)
+def test_a_softmax_that_is_not_over_the_classes_is_refused(tmp_path, opset, image, axis, right):
+    """axis None: the usual one, the last since version 13, before that the second and all after it. image: (1, classes, 1, 1)."""
+    graph, arrays = network("mobilenet_v2", batch_norm=False, alpha=0.1)
+    file = keras_like(graph, head="1x1", opset=opset)
+    flatten, softmax = file.nodes[-2:]
+    del softmax.attribute[:]
+    softmax.attribute.extend([] if axis is None else [onnx.helper.make_attribute("axis", axis)])
+    if image:
+        softmax.input[0] = flatten.input[0]
+        del file.nodes[-2]
+    path = file.save(tmp_path / "x.onnx")
+    if not right:
+        with pytest.raises(MinitlError, match=r"\(Softmax\) is along axis -?\d, expected that of the classes"):
+            importers.read(path)
+        assert np.ptp(by_onnxruntime(path, np.zeros((1, 64, 64, 3)))) == 0, "all probabilities would be 1, or 1 / classes"
+        return
+    imported = importers.read(path)
+    equal(imported, arrays)
+    agree(imported, path, softmax=True)
 
 
 def beside(tmp_path, change=lambda entries: None):

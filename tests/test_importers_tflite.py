@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import WEIGHTS, needs_shared
-from importer_files import TFLite, half, metadata, mutate, network, per_channel, plain, tflite
+from importer_files import RESCALED, TFLite, half, is_rescaled, metadata, mutate, network, per_channel, plain, tflite
 
 from minitl import architectures, importers
 from minitl.errors import MinitlError
@@ -211,6 +211,53 @@ def test_preprocessing_is_taken_from_the_metadata_then_from_the_first_operators_
     file.metadata.append(("TFLITE_METADATA", metadata([127.5], [127.5])))
     rescaled = read(tmp_path, file)
     assert rescaled.recipe.mean == rescaled.recipe.std == (127.5,) * 3  # once, not twice
+    assert "the metadata says the same and is not applied again" in rescaled.provenance["notes"][0]
+    file.metadata[:] = [("TFLITE_METADATA", metadata([0], [255]))]
+    other = read(tmp_path, file)
+    assert other.recipe == rescaled.recipe and "says mean [0.0], std [255.0] and is not" in other.provenance["notes"][0]
+
+
+@pytest.mark.parametrize("way", RESCALED)
+def test_rescaling_in_the_first_operators_is_that_of_litert_on_the_pixels_that_it_is_meant_for(tmp_path, way):
+    before, mean, std, divisor = RESCALED[way]
+    graph = folded(alpha=0.1)[0]
+    for params in graph.params.values():  # biases around 0, or no picture is told from another
+        params["bias"] -= 1
+    file = tflite(graph, before=before)
+    imported = read(tmp_path, file)
+    assert is_rescaled(imported.recipe, mean, std) and imported.recipe.resize == ("crop" if divisor == 1 else "squash")
+    (note,) = imported.provenance["notes"]
+    assert note == f"preprocessing from the first operators, for pixels {'0 to 255' if divisor == 1 else '/ 255'}"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pixels[1] //= 8  # two pictures of noise are alike
+    theirs = run(litert(content=file.bytes()), pixels.astype(np.float32) / np.float32(divisor))
+    ours = outputs(imported, imported.recipe.normalise(pixels))
+    assert np.abs(ours - theirs).max() < 1e-4 and np.ptp(theirs, axis=0).max() > 1e-3
+
+
+def test_rescaling_of_a_quantised_input_is_joined_with_its_scale(tmp_path):
+    file = tflite(folded()[0], before=[("MUL", 2), ("SUB", (0.5, 1, 1.5))])
+    file.tensors[0] |= quantised_input("uint8", 1 / 255, 0).tensors[0]
+    assert is_rescaled(read(tmp_path, file).recipe, (63.75, 127.5, 191.25), 127.5)
+
+
+def test_what_is_no_rescaling_of_colours_is_refused(tmp_path):
+    for before, says in [
+        ([("MUL", -1)], "no scale"),
+        ([("DIV", 0)], "no scale"),
+        ([("MUL", (1, 2))], r"\(2,\), expected one, or one for each colour"),
+        ([("MUL", [[1], [2], [3]])], "one for each colour"),
+    ]:
+        with pytest.raises(MinitlError, match=says):
+            read(tmp_path, tflite(folded()[0], before=before))
+    file = tflite(folded()[0], before=[("SUB", 1)])
+    file.operators[0][1] = file.operators[0][1][::-1]  # 1 - x
+    with pytest.raises(MinitlError, match="nothing before it computes"):
+        read(tmp_path, file)
+    file = tflite(folded()[0], before=[("MUL", 2), ("SUB", 1)])
+    file.operators[1][1] = np.array([0, *file.operators[1][1][1:]], "<i4")  # beside the first
+    with pytest.raises(MinitlError, match="nothing before it computes"):
+        read(tmp_path, file)
 
 
 def test_labels_in_the_appended_archive_are_the_classes(tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,6 +33,7 @@ ALPHAS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # published widths; others
 OVERRIDE = " (the file does not say; to use another, replace `recipe` of what importers.read returns)"
 OLD_NAMES = {"Logits": "predictions"}  # Keras' names of before 2019 -> ours
 TORCH_MEAN, TORCH_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # 255 * (.485, .456, .406) and 255 * (.229, .224, .225)
+Triple = tuple[float, float, float]  # red, green, blue
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 ACTIVATIONS: dict[type[Layer], str] = {ReLU: "relu", ReLU6: "relu6"}
 WORDS: dict[type[Layer], str] = {
@@ -393,6 +394,23 @@ def torch_recipe(arguments: dict[str, Any], notes: list[str]) -> Recipe:
     height, width, _ = arguments["input_shape"]
     notes.append(f"preprocessing assumed: pixels / 255, torchvision's mean and std, centre crop 0.875, as PyTorch trains{OVERRIDE}")
     return Recipe(height, width, TORCH_MEAN, TORCH_STD)
+
+
+def rescaled(scale: np.ndarray, offset: np.ndarray, whole: bool, fail: Callable[[str], MinitlError]) -> tuple[Triple, Triple, bool]:
+    """(mean, std, whether it takes pixels 0..255) of a graph that begins with scale * raw + offset, float64 (3,) each.
+
+    No file says whether raw means pixels 0..255 or pixels / 255. The raw value that becomes 0 lies among the pixels, so above 1 they are
+    0..255 and above 0 they are / 255; where it is 0, nobody makes pixels / 255 ten times smaller. whole: 0..255 is known. fail: makes the
+    error for numbers that are no scale.
+    """
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale > 0).all()):
+        raise fail("its first operators rescale the picture by numbers that are no scale")
+    with np.errstate(all="ignore"):
+        zero = -offset / scale
+        whole = whole or bool(zero.max() > 1 or (zero.max() <= 0 and scale.max() < 0.1))
+        pixel = 1.0 if whole else 255.0
+        (m0, m1, m2), (s0, s1, s2) = ([float(f"{v:.6g}") + 0.0 for v in values] for values in (zero * pixel, pixel / scale))
+    return (m0, m1, m2), (s0, s1, s2), whole
 
 
 def map_lines(found: Imported) -> list[str]:

@@ -38,9 +38,10 @@ def is_model(data: bytes) -> bool:
 
 def convert(data: bytes, what: str, beside: Beside) -> Imported:
     """The network in the bytes of a .onnx file. `what` is the file's name. Raises MinitlError."""
-    graph = Message(memoryview(data), what).message(7)
+    model = Message(memoryview(data), what)
+    graph, opsets = model.message(7), [opset.number(2) for opset in model.messages(8, 100) if opset.text(1) in ("", "ai.onnx")]
     constants, notes = Constants(graph, what, beside, len(data)), list[str]()
-    walk = _Walk(graph, constants, what, notes)
+    walk = _Walk(graph, constants, what, notes, max(opsets, default=1))
     for message in graph.messages(1, MOST_NODES):
         walk.node(Node(message))
     outputs = [value.text(1) for value in graph.messages(12, MOST_TENSORS)]
@@ -67,8 +68,8 @@ def convert(data: bytes, what: str, beside: Beside) -> Imported:
 class _Walk:
     """The loop over the nodes: constants aside, what only moves numbers noted, the rest a layer in Keras' words."""
 
-    def __init__(self, graph: Message, constants: Constants, what: str, notes: list[str]) -> None:
-        self.constants, self.walk = constants, Walk({}, what)
+    def __init__(self, graph: Message, constants: Constants, what: str, notes: list[str], opset: int) -> None:
+        self.constants, self.walk, self.opset = constants, Walk({}, what), opset
         self.fail = self.walk.fail
         self.last: dict[str, bool] = {}  # value -> whether its channels are the last axis
         self.flat: dict[str, int] = {}  # value -> channels of the image that was flattened to it, 0 if they were the last axis
@@ -242,6 +243,8 @@ class _Walk:
     def pool(self, node: Node) -> None:
         """Averages of windows, or the largest of each."""
         self._channels_first(node)
+        if set(node.integers("dilations") or [1]) != {1}:
+            raise self.fail(f"{node.label} is dilated by {node.integers('dilations')}, expected windows without gaps")
         window, pads = node.integers("kernel_shape") or [0, 0], node.integers("pads") or [0] * 4
         strides = node.integers("strides") or [1, 1]
         if window == strides == [1, 1] and not any(pads):  # torchvision's VGG16 averages 7x7 pixels to 7x7
@@ -319,16 +322,12 @@ class _Walk:
             self.scale, self.offset = (self.scale * by, self.offset * by) if scales else (self.scale, self.offset + by)
 
     def recipe(self, notes: list[str]) -> Recipe | None:
-        """What the first nodes do to the picture, if anything: to pixels 0..255, or 0..1 if that is what they bring near to 0."""
+        """What the first nodes do to the picture, if anything."""
         if not self.scaled:
             return None
-        if not (np.isfinite(self.scale).all() and np.isfinite(self.offset).all() and (self.scale > 0).all()):
-            raise self.fail("its first nodes rescale the picture by numbers that are no scale")
-        whole = self.bytes or max(255 * self.scale.max(), np.abs(self.offset).max()) < 32
+        mean, std, whole = names.rescaled(self.scale, self.offset, self.bytes, self.fail)
         notes.append(f"preprocessing from the first nodes, for pixels {'0 to 255' if whole else '/ 255'}; centre crop 0.875 assumed")
-        pixel = 1.0 if whole else 255.0
-        mean, std = ([float(f"{v:.6g}") for v in values] for values in (-self.offset * pixel / self.scale, pixel / self.scale))
-        return Recipe(*self.size[:2], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+        return Recipe(*self.size[:2], mean, std)
 
     # ---- what moves numbers
 
@@ -360,7 +359,11 @@ class _Walk:
             self.flat[node.output] = self.flat[node.inputs[0]]
 
     def softmax(self, node: Node) -> None:
-        """Probabilities; what comes before them is kept."""
+        """Probabilities; what comes before them is kept. Of an image it is one of one pixel."""
+        old, row, last = self.opset < 13, node.inputs[0] in self.rows, self.last[node.inputs[0]]  # old: over that axis and all after it
+        axis = node.number("axis", 1 if old else -1)
+        if axis not in ((1, -1) if row else (1, -3) if not last else (1, 3, -1) if old else (3, -1)):
+            raise self.fail(f"{node.label} is along axis {axis}, expected that of the classes")
         self.layer("Softmax", node.output, node.inputs[:1])
 
 

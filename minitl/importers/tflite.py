@@ -65,6 +65,7 @@ OPTIONS: dict[str, tuple[int, dict[str, _Option]]] = {
     "ADD": (11, {"activation": _words(0, ACTIVATIONS)}),
     "MUL": (21, {"activation": _words(0, ACTIVATIONS)}),
     "SUB": (28, {"activation": _words(0, ACTIVATIONS)}),
+    "DIV": (29, {"activation": _words(0, ACTIVATIONS)}),
     "MEAN": (27, {"keep_dims": (0, "B", 0, None)}),
 }  # fmt: skip
 

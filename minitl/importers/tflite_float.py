@@ -1,8 +1,9 @@
 """A parsed .tflite model -> Imported: the float network that it computes, or that it was quantised from.
 
 Enters: the bytes of a file. Leaves: the network with BatchNorm folded (as the converter left it), float32 arrays (quantised constants
-dequantised: real = scale * (q - zero_point)), and the preprocessing that the input's quantisation or the metadata give. Softmax at the end
-is dropped: we compute logits. Left out: the quantisation of activations; operators that no MobileNet has are refused by name.
+dequantised: real = scale * (q - zero_point)), and the preprocessing that the input's quantisation, the first operators or the metadata
+give. Softmax at the end is dropped: we compute logits. Left out: the quantisation of activations; operators that no
+MobileNet has are refused by name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from . import names, tflite, tflite_metadata
 from .names import IMAGE, Imported, Seen
 from .tflite import Model, Operator, Tensor
 
+ARITHMETIC = ("ADD", "SUB", "MUL", "DIV")
 PASS = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE")  # the same numbers, in another form
 
 
@@ -76,7 +78,7 @@ class _Walk:
         self.source = {model.inputs[0]: IMAGE}  # tensor -> index into seen
         self.pads: dict[int, tuple[int, int, int, int]] = {}  # tensor -> zeros around it
         self.constants: dict[int, int] = {}  # DEQUANTIZE's output -> the constant it comes from
-        self.scaled: list[tuple[str, float]] = []  # MUL, SUB by one number before the first layer
+        self.scale, self.offset, self.scaled = np.ones(3), np.zeros(3), False  # MUL, ADD, ... by constants before the first layer
         self.numbers = 0  # taken from constants so far
         self.pooled = False
         self.ended: str | None = None
@@ -93,7 +95,7 @@ class _Walk:
             return
         if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
             entry = self._weighted(o)
-        elif kind == "ADD" and len(o.inputs) == 2:
+        elif kind == "ADD" and len(o.inputs) == 2 and (self.seen or not any(self._is_constant(self.constants.get(i, i)) for i in o.inputs)):
             entry = Seen(o.label, Add, tuple(self._value(o, i) for i in (0, 1)), activation=o.options["activation"])
         elif kind in ("AVERAGE_POOL_2D", "MEAN"):
             entry = self._pool(o)
@@ -177,18 +179,34 @@ class _Walk:
             self.source[output] = self._value(o, 0)
             self.pads[output] = self._paddings(o)
             return
-        if o.kind in ("MUL", "SUB") and not self.seen and self._value(o, 0) == IMAGE:
-            factor = self._constant(o, 1, "number").reshape(-1)
-            if factor.size != 1 or o.options["activation"] != "linear":
-                raise model.error(f"{o.label} rescales the picture by {factor.size} numbers, expected one")
-            self.scaled.append((o.kind, float(factor[0])))
-        elif o.kind == "SOFTMAX" and self.pooled:
+        if o.kind in ARITHMETIC and not self.seen:
+            self._rescale(o)
+            return
+        if o.kind == "SOFTMAX" and self.pooled:
             self.ended = o.kind
         elif o.kind not in PASS:
             raise model.error(f"{o.label} is of a kind that MobileNets do not have")
         elif o.kind in ("RESHAPE", "SQUEEZE") and not self.pooled:
             raise model.error(f"{o.label} comes before the pooling")
         self.source[output] = self._value(o, 0)
+
+    def _rescale(self, o: Operator) -> None:
+        """The picture times, plus, ... one number, or one for each colour."""
+        at = 0 if len(o.inputs) == 2 and o.kind in ("ADD", "MUL") and self._is_constant(self.constants.get(o.inputs[0], o.inputs[0])) else 1
+        self._value(o, 1 - at)
+        number = self._constant(o, at, "number").astype(np.float64)
+        if (number.size != 1 and (number.size != 3 or number.shape[-1] != 3)) or o.options["activation"] != "linear":
+            raise self.model.error(
+                f"{o.label} rescales the picture by numbers of shape {number.shape}, expected one, or one for each colour"
+            )
+        number, self.scaled = number.reshape(-1), True
+        with np.errstate(all="ignore"):
+            if o.kind in ("ADD", "SUB"):
+                self.offset = self.offset + (number if o.kind == "ADD" else -number)
+            else:
+                factor = number if o.kind == "MUL" else 1 / number
+                self.scale, self.offset = self.scale * factor, self.offset * factor
+        self.source = {o.outputs[0]: IMAGE}  # nothing may read what it was
 
     def _paddings(self, o: Operator) -> tuple[int, int, int, int]:
         table = self.model.tensors[o.inputs[1]] if len(o.inputs) == 2 and self._is_constant(o.inputs[1]) else None
@@ -214,22 +232,25 @@ def _recipe(model: Model, image: Tensor, walk: _Walk, architecture: str, argumen
     resize = "squash" if names.is_visual_wake_words(architecture, arguments) else "crop"
     if image.dtype in (np.uint8, np.int8) and q is not None and len(q.scale) == 1:
         pixel = int(q.zero_point[0]) + (128 if image.dtype == np.int8 else 0)
-        std = float(f"{1 / float(q.scale[0]):.6g}")  # a float32 scale has no more digits
-        mean = float(pixel)
+        scale = float(q.scale[0])
+        if walk.scaled:  # scale * (pixel - zero point) is what the first operators see
+            mean, std, _ = names.rescaled(walk.scale * scale, walk.offset - walk.scale * scale * pixel, True, model.error)
+            notes.append("preprocessing from the quantisation of the input and the first operators")
+            return Recipe(height, width, mean, std, resize)
+        std = (float(f"{1 / scale:.6g}"),) * 3  # a float32 scale has no more digits
         notes.append("preprocessing from the quantisation of the input")
-        return Recipe(height, width, (mean,) * 3, (std,) * 3, resize)
+        return Recipe(height, width, (float(pixel),) * 3, std, resize)
     if image.dtype != np.float32:
         raise model.error(f"its input is {image.dtype}, expected float32, or uint8 or int8 with one scale")
     if walk.scaled:
-        # The graph rescales values in [0, 1] itself. Google's files with such a graph have metadata that says the same again.
-        factor, offset = 1 / 255, 0.0
-        for kind, number in walk.scaled:
-            factor, offset = (factor * number, offset * number) if kind == "MUL" else (factor, offset + number)
-        if not (math.isfinite(factor) and math.isfinite(offset) and factor > 0):
-            raise model.error(f"its first operators rescale the picture by {walk.scaled}")
-        notes.append("preprocessing from the first operators, for pixels / 255; the metadata says the same and is not applied again")
-        mean, std = (float(f"{v:.6g}") for v in (offset / factor, 1 / factor))
-        return Recipe(height, width, (mean,) * 3, (std,) * 3, "squash")  # as TensorFlow Hub's tools feed such networks
+        mean, std, whole = names.rescaled(walk.scale, walk.offset, False, model.error)
+        note = f"preprocessing from the first operators, for pixels {'0 to 255' if whole else '/ 255'}"
+        if stated is not None:  # Google's files with such a graph have metadata that says the same again
+            same = all(np.allclose(a, b, rtol=1e-5) for a, b in zip(stated, (mean, std), strict=True))
+            note += f"; the metadata says {'the same' if same else 'mean {}, std {}'.format(*(a.tolist() for a in stated))}"
+            note += " and is not applied again"
+        notes.append(note)
+        return Recipe(height, width, mean, std, resize if whole else "squash")  # / 255: as TensorFlow Hub's tools feed such networks
     if stated is not None:
         notes.append("preprocessing from the file's metadata")
         (m0, m1, m2), (s0, s1, s2) = (np.broadcast_to(a, 3).tolist() for a in stated)
