@@ -130,12 +130,20 @@ def vgg16(torch, alpha=0.05, classes=4, size=64):
     return filled(torch, VGG16())
 
 
-def filled(torch, model):
-    """The model, ready to predict, with BatchNorms that are not those of a fresh one."""
+def filled(torch, model, size=64):
+    """The model as after training: statistics of its BatchNorms are those of pictures, so what comes out depends on what goes in."""
     torch.manual_seed(0)
-    for name, array in model.state_dict().items():
-        if array.ndim == 1:
-            array.uniform_(0.5, 1.5)
-            if name.endswith(("running_mean", "bias")):
-                array.sub_(1.0)
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for part in model.modules():
+        if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(part.weight)
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.7, 1.3)
+        torch.nn.init.uniform_(norm.bias, -0.3, 0.5)
+        norm.momentum = 1.0  # the last batch counts
+    if norms:
+        with torch.no_grad():
+            model.train()(torch.randn(8, 3, size, size))
+    for norm in norms:
+        norm.momentum = 0.1
     return model.eval()
