@@ -141,8 +141,14 @@ def test_what_keras_exports_is_read(tmp_path, architecture, monkeypatch):
     make = keras.applications.MobileNet if architecture == "mobilenet_v1" else keras.applications.MobileNetV2
     model = make(input_shape=(96, 96, 3), alpha=0.35, weights=None, classes=7)
     rng = np.random.default_rng(0)
-    model.set_weights([rng.uniform(0.5, 1.5, a.shape) if a.ndim == 1 else a * 1.5 for a in model.get_weights()])
-    model(np.zeros((1, 96, 96, 3), np.float32))
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.gamma.assign(rng.uniform(0.7, 1.3, norm.gamma.shape))
+        norm.beta.assign(rng.uniform(-0.3, 0.5, norm.beta.shape))
+        norm.momentum = 0.0  # the last batch counts
+    model(rng.standard_normal((8, 96, 96, 3)).astype(np.float32), training=True)
+    dense = model.layers[-1] if architecture == "mobilenet_v2" else model.get_layer("conv_preds")
+    dense.kernel.assign(np.array(dense.kernel.value.detach()) * 5)
     model.export(tmp_path / "x.onnx", format="onnx", verbose=False)
     imported = importers.read(tmp_path / "x.onnx")
     assert imported.architecture == architecture and imported.arguments["padding"] == "same" and imported.recipe.mean == (127.5,) * 3
