@@ -26,7 +26,7 @@ from minitl.cli import OUTPUTS, main
 from minitl.demo_pictures import draw_photos
 from minitl.images import read_photo
 from minitl.importers import tflite_int8
-from minitl.model import BUNDLED
+from minitl.model import BUNDLED, VIEWS
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = ["--weights", small_models.SMALL]
@@ -1006,7 +1006,7 @@ def test_a_view_of_the_photos_travels_in_the_model_and_the_header(run, photos, t
         recipe = minitl.load(tmp_path / view / "model.npz").recipe
         assert (recipe.resize, recipe.crop_fraction) == (resize, fraction)
     headers = {(tmp_path / view / "model.h").read_text() for view in ("square", "whole", "centre")}
-    assert len(headers) == 3
+    assert len(headers) == 3 and set(VIEWS) == {"centre", "square", "whole"}, "the command line offers all of them"
     with pytest.raises(MinitlError, match="one of centre, square, whole"):
         minitl.load(tmp_path / "square" / "model.npz").viewing("edge")
 

@@ -272,7 +272,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--weights", default="random:mobilenet_v1_0.25_96", help="the network, or a file to start from")
     parser.add_argument("--size", type=int, help="pixels a side, where they are to differ from the network's")
-    parser.add_argument("--sizes", default="", help="pixels a side in equal parts of the epochs, as in 64,80,96; none: the network's")
+    parser.add_argument("--sizes", default="", help="pixels a side, multiples of 32, in equal parts of the epochs, as in 64,96")
     parser.add_argument("--augment", default=AUGMENT, help="as in minitl train")
     parser.add_argument("--teacher", help="a model file of the same classes, whose answers are learned, too")
     parser.add_argument("--share", type=float, default=0.7, help="of the target that is the teacher's answer")
